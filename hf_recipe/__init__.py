@@ -1,0 +1,1 @@
+"""The recipe for training neural networks, made executable for Hugging Face's Trainer."""

@@ -1,0 +1,1 @@
+"""Stage 2: set up the skeleton and get trustworthy baselines."""

@@ -1,0 +1,123 @@
+"""The catalogue: every check, probe and monitor, collected from the modules named here.
+
+Nothing registers itself: a module defines module-level `Check`, `Probe` and `Monitor` objects,
+and naming the module below is what puts them into the catalogue.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_recipe.core.check import Check, Measurement, Monitor, Probe, judged
+from hf_recipe.core.finding import Fault, Finding
+from hf_recipe.core.report import Report
+
+MODULES: tuple[str, ...] = ()
+
+
+class _Lazy(Mapping[str, Any]):
+    """A mapping by name that imports the catalogue's modules on first use."""
+
+    def __init__(self, kind: Any) -> None:
+        self._kind = kind
+
+    @functools.cached_property
+    def _items(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for module in MODULES:
+            for item in vars(importlib.import_module(module)).values():
+                if isinstance(item, self._kind):
+                    known = found.setdefault(item.name, item)
+                    if known is not item:
+                        raise ValueError(f"two different {self._kind.__name__}s named {item.name}")
+        return found
+
+    def __getitem__(self, name: str) -> Any:
+        return self._items[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+CHECKS: Mapping[str, Check] = _Lazy(Check)
+PROBES: Mapping[str, Probe] = _Lazy(Probe)
+MONITORS: Mapping[str, Monitor] = _Lazy(Monitor)
+
+
+@functools.cache
+def measurement_kinds() -> dict[str, type[Measurement]]:
+    """Every kind of measurement that some check judges, by name."""
+    kinds = (judged(judge) for check in CHECKS.values() for judge in check.judges)
+    return {kind.kind(): kind for kind in kinds}
+
+
+@functools.cache
+def stored_checks() -> dict[str, dict[str, Any]]:
+    """The generated ``checks.json``: what `explain` and the settings need, without torch."""
+    text = Path(__file__).with_name("checks.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def complete(
+    check: Check,
+    fault: Fault,
+    *,
+    split: str = "",
+    step: int | None = None,
+    severity: Mapping[str, Any] | None = None,
+) -> Finding:
+    """The finding that a fault of `check` becomes."""
+    return Finding(
+        check=check.name,
+        stage=check.stage,
+        severity=(severity or {}).get(check.name) or fault.severity or check.severity,
+        message=fault.message,
+        subject=fault.subject,
+        evidence=dict(fault.evidence),
+        why=check.why,
+        fix=fault.fix or check.fix,
+        examples=fault.examples,
+        quotes=fault.quotes,
+        split=split,
+        step=step,
+        last_step=step,
+    )
+
+
+def rejudge(report: Report, thresholds: Mapping[str, Mapping[str, Any]] | None = None) -> Report:
+    """Judge a stored report's measurements again, under other thresholds.
+
+    Returns a new report with the same measurements; findings of measurements that were not
+    stored, and of kinds or versions no longer known, are not repeated but listed as skipped.
+    """
+    kinds = measurement_kinds()
+    again = Report.from_dict(report.to_dict())
+    again.flat, again.ran, again.crashed = [], {}, {}
+    severity = report.settings.get("severity") or {}
+    for stored in report.measurements:
+        kind = kinds.get(stored.kind)
+        if kind is None or kind.version != stored.version:
+            continue
+        measurement = kind.from_values(stored.values)
+        for check in CHECKS.values():
+            if stored.kind not in check.by_kind or check.name not in report.ran:
+                continue
+            again.ran.setdefault(check.name, [])
+            if stored.moment not in again.ran[check.name]:
+                again.ran[check.name].append(stored.moment)
+            for fault in check.judge(measurement, (thresholds or {}).get(check.name)):
+                again.add(
+                    complete(check, fault, split=stored.split, step=stored.step, severity=severity)
+                )
+    for name in report.ran:
+        if name not in again.ran:
+            again.skipped[name] = "its measurement is not in the stored report"
+    return again

@@ -1,0 +1,1 @@
+"""Findings, checks, exhibits, the report and the settings: the standard library alone."""

@@ -1,0 +1,226 @@
+"""The examiner: takes measurements, lets the checks judge them, keeps the report.
+
+It is the one border at which a crash inside a check or probe is caught: it becomes `crashed` in
+the report, and the training goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
+from typing import Any
+
+from hf_recipe.catalogue import CHECKS, complete
+from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
+from hf_recipe.core.config import Settings
+from hf_recipe.core.exhibit import Answer
+from hf_recipe.core.finding import Finding, Moment
+from hf_recipe.core.report import Report, Stored
+
+Outcome = tuple[str, Any]
+
+
+def _alone(outcome: Outcome) -> Outcome:
+    return outcome
+
+
+class Examiner:
+    """Runs probes, judges measurements, and tells `hear` of every finding that is new.
+
+    Args:
+        settings: what is selected, how severe, under which thresholds.
+        report: where everything is kept.
+        hear: called with each new finding, on every process.
+        agree: makes rank 0's outcome the outcome of all ranks; identity on one process.
+        leads: whether this process is rank 0, which alone reads data.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        report: Report | None = None,
+        *,
+        hear: Callable[[Finding], None] = lambda finding: None,
+        agree: Callable[[Outcome], Outcome] = _alone,
+        leads: bool = True,
+    ) -> None:
+        self.settings = settings
+        self.report = report if report is not None else Report()
+        self.hear = hear
+        self.agree = agree
+        self.leads = leads
+        self.latest: dict[str, Measurement] = {}
+        self.selected: dict[str, Check] = {
+            name: check for name, check in CHECKS.items() if settings.selects(name, check.stage)
+        }
+        self.report.explains = {c.name: c.explains for c in CHECKS.values() if c.explains}
+        self.report.settings = {f.name: getattr(settings, f.name) for f in fields(settings)}
+        self._known = _baseline(settings.baseline)
+        self.expected_seen: set[str] = set()
+
+    # ---------------------------------------------------------------- what is wanted
+
+    def judging(self, kinds: Iterable[type[Measurement]]) -> list[Check]:
+        """The selected checks that judge any of `kinds`."""
+        names = {kind.kind() for kind in kinds}
+        return [c for c in self.selected.values() if names & set(c.by_kind)]
+
+    def skip(self, kinds: Iterable[type[Measurement]], reason: str) -> None:
+        """Say why the checks that judge `kinds` could not run (unless they have)."""
+        for check in self.judging(kinds):
+            if check.name not in self.report.ran:
+                self.report.skipped[check.name] = reason
+
+    def crash(self, kinds: Iterable[type[Measurement]], where: str, error: BaseException) -> None:
+        """Record a crash of ours; never the user's concern beyond a line in the report."""
+        last = traceback.extract_tb(error.__traceback__)
+        place = f" at {last[-1].filename.rsplit('/', 1)[-1]}:{last[-1].lineno}" if last else ""
+        for check in self.judging(kinds):
+            self.report.crashed[check.name] = f"{type(error).__name__}: {error} ({where}{place})"
+
+    # ---------------------------------------------------------------- probes
+
+    def examine(
+        self,
+        probe: Probe,
+        subject: Any,
+        guard: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> list[Finding]:
+        """Run one probe and judge what it measured; all ranks call it, all get rank 0's word."""
+        if not self.judging(probe.measures):
+            return []
+        outcome: Outcome = ("taken", [])
+        if self.leads or probe.moment not in ("dataset", "batch"):
+            outcome = self._take(probe, subject, guard)
+        word, content = self.agree(outcome)
+        if word == "skip":
+            self.skip(probe.measures, content)
+            return []
+        if word == "crash":
+            for check in self.judging(probe.measures):
+                self.report.crashed[check.name] = content
+            return []
+        found: list[Finding] = []
+        for item in content:
+            if isinstance(item, Located):
+                found += self.judge(item.measurement, probe.moment, split=item.split)
+            elif isinstance(item, Measurement):
+                found += self.judge(item, probe.moment)
+            elif isinstance(item, Answer):
+                self.report.answer(item)
+            else:
+                self.report.exhibit(item)
+        return found
+
+    def _take(self, probe: Probe, subject: Any, guard: Callable[[], Any]) -> Outcome:
+        try:
+            with guard():
+                return ("taken", list(probe.take(subject)))
+        except Skip as reason:
+            return ("skip", str(reason))
+        except Exception as error:  # the probe border
+            if _out_of_memory(error):
+                return ("skip", f"{probe.name} ran out of memory")
+            last = traceback.extract_tb(error.__traceback__)
+            place = f"{last[-1].filename.rsplit('/', 1)[-1]}:{last[-1].lineno}" if last else "?"
+            return ("crash", f"{type(error).__name__}: {error} ({probe.name}, {place})")
+
+    # ---------------------------------------------------------------- judging
+
+    def judge(
+        self,
+        measurement: Measurement,
+        moment: Moment,
+        *,
+        split: str = "",
+        step: int | None = None,
+    ) -> list[Finding]:
+        """Let every selected check judge `measurement`; returns the findings, new or repeated."""
+        kind = measurement.kind()
+        self.latest[kind] = measurement
+        found: list[Finding] = []
+        judged = False
+        for check in self.selected.values():
+            if kind not in check.by_kind:
+                continue
+            try:
+                faults = list(check.judge(measurement, self.settings.thresholds.get(check.name)))
+            except Exception as error:  # the probe border
+                self.crash((type(measurement),), f"judging {kind}", error)
+                continue
+            judged = True
+            self.report.skipped.pop(check.name, None)
+            moments = self.report.ran.setdefault(check.name, [])
+            if moment not in moments:
+                moments.append(moment)
+            for fault in faults:
+                finding = complete(
+                    check, fault, split=split, step=step, severity=self.settings.severity
+                )
+                if finding.check in self.settings.expect:
+                    self.expected_seen.add(finding.check)
+                elif finding.identity not in self._known:
+                    found.append(finding)
+        if judged:
+            stored = Stored(
+                kind=kind,
+                version=type(measurement).version,
+                moment=moment,
+                split=split,
+                step=step,
+                values=measurement.values(),
+                private=tuple(f.name for f in fields(measurement) if f.metadata.get("private")),
+            )
+            self.report.store(stored, keep=bool(found))
+        for finding in found:
+            standing = self.report.add(finding)
+            if standing.count == finding.count:
+                self.hear(finding)
+        return found
+
+    # ---------------------------------------------------------------- closing
+
+    def close(self, reasons: dict[str, str] | None = None) -> None:
+        """Say of every selected check that did not run why, and of `expect` what did not fire."""
+        for name, check in self.selected.items():
+            if name in self.report.ran or name in self.report.crashed:
+                continue
+            default = (
+                f"runs by its own call: {check.call}"
+                if check.call
+                else f"its moment did not come ({', '.join(check.moments)})"
+            )
+            self.report.skipped.setdefault(name, (reasons or {}).get(name, default))
+        for name in self.settings.expect:
+            if name in self.expected_seen or name not in self.report.ran:
+                continue
+            check = CHECKS[name]
+            finding = Finding(
+                check=name,
+                stage=check.stage,
+                severity="warning",
+                message=f"{name} was expected to fire, ran, and saw nothing",
+                subject="expect",
+                why="An expectation that no longer holds hides the next real fault.",
+                fix=f"remove {name!r} from expect=",
+            )
+            if finding.identity not in {f.identity for f in self.report.flat}:
+                self.report.add(finding)
+                self.hear(finding)
+
+
+def _baseline(path: str | None) -> set[tuple[str, str, str]]:
+    if path is None:
+        return set()
+    return {finding.identity for finding in _everything(Report.from_json(path))}
+
+
+def _everything(report: Report) -> Iterator[Finding]:
+    yield from report.flat
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = f"{type(error).__name__} {error}".lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text

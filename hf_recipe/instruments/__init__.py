@@ -1,0 +1,1 @@
+"""What probes and monitors are made of; no verdicts."""

@@ -1,0 +1,1 @@
+"""Stage 4: give up some training loss for validation loss."""

@@ -1,0 +1,1 @@
+"""Renderers: console, page, JSON, SARIF, W&B. They know `core` alone."""

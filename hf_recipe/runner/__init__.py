@@ -1,0 +1,1 @@
+"""The five stages in order, with a gate after each."""

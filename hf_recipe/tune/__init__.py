@@ -1,0 +1,1 @@
+"""Stage 5: tune, then squeeze out the rest."""
