@@ -55,7 +55,7 @@ class Measurement:
     @classmethod
     def from_values(cls: type[M], values: Mapping[str, Any]) -> M:
         """The measurement that `values` came from; fields added since take their defaults."""
-        hints = hints_of(cls)
+        hints = hints_of(cls)  # type: ignore[arg-type]
         known = {f.name for f in dataclasses.fields(cls)}
         return cls(**{k: typed(hints[k], v) for k, v in values.items() if k in known})
 
@@ -107,7 +107,7 @@ def typed(hint: Any, value: Any) -> Any:
         if len(arguments) == 2 and arguments[1] is Ellipsis:
             return tuple(typed(arguments[0], item) for item in value)
         return tuple(typed(a, item) for a, item in zip(arguments, value, strict=True))
-    if origin in (dict, Mapping) or (origin is not None and issubclass(dict, origin)):
+    if origin in (dict, Mapping) and isinstance(value, Mapping):
         return {key: typed(arguments[1], item) for key, item in value.items()}
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         hints = hints_of(hint)
