@@ -50,7 +50,11 @@ def cell(value: Any) -> str:
 
 
 def table(
-    columns: Iterable[str], rows: Iterable[Iterable[str]], *, numeric: Iterable[int] = ()
+    columns: Iterable[str],
+    rows: Iterable[Iterable[str]],
+    *,
+    numeric: Iterable[int] = (),
+    kind: str = "",
 ) -> str:
     """A table of ready markup cells in a box that scrolls by itself, never the page."""
     right = set(numeric)
@@ -62,7 +66,7 @@ def table(
         for row in rows
     )
     return (
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f'<div class="scroll" tabindex="0"><table class="{kind}"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

@@ -205,10 +205,14 @@ def _reasons(finding: Finding) -> str:
         ("Expected", text(finding.evidence.get("expected", ""))),
         ("Why", text(finding.why)),
         ("Fix", code(finding.fix) if finding.fix else ""),
-        ("Silence", code(f'ignore=["{finding.check}"]')),
-        ("More", code(f"hf-recipe explain {finding.check}")),
     ]
-    return "<dl>" + "".join(f"<dt>{n}</dt><dd>{v}</dd>" for n, v in parts if v) + "</dl>"
+    told = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in parts if value)
+    name = text(finding.check)
+    return (
+        (f"<dl>{told}</dl>" if told else "")
+        + f'<p class="aside"><span>Silence it: <code>ignore=[&quot;{name}&quot;]</code></span>'
+        + f"<span>More: <code>hf-recipe explain {name}</code></span></p>"
+    )
 
 
 def _evidence(finding: Finding) -> str:
@@ -303,7 +307,7 @@ def _coverage(report: Report) -> str:
     content = ""
     for name, rows in groups:
         if rows:
-            body = table(columns.get(name, ("check", "error")), rows)
+            body = table(columns.get(name, ("check", "error")), rows, kind="pairs")
             title = f"{name} ({len(rows)})"
             content += f"<details{_open(name)}><summary>{title}</summary>{body}</details>"
     return content or '<p class="lead">Nothing ran.</p>'
@@ -324,13 +328,15 @@ def _settings(report: Report) -> str:
         for name, value in report.settings.items()
         if name != "origins"
     ]
-    return table(("setting", "value", "from"), rows) if rows else ""
+    return table(("setting", "value", "from"), rows, kind="pairs") if rows else ""
 
 
 def _pairs(values: dict[str, Any]) -> str:
     if not values:
         return ""
-    return table(("name", "value"), ([text(k), value_of(v)] for k, v in values.items()))
+    return table(
+        ("name", "value"), ([text(k), value_of(v)] for k, v in values.items()), kind="pairs"
+    )
 
 
 def _raw(report: Report, detail: Detail) -> str:

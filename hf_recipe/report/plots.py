@@ -45,7 +45,7 @@ class Scale:
         if self.log and self.high > 4 * self.low:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
             step = max(1, math.ceil((last - first) / 7))
-            digits = (1, 2, 5) if last - first <= 2 else (1,)
+            digits = (1, 2, 5) if last - first <= 3 else (1,)
             found = [d * 10.0**p for p in range(first, last + 1, step) for d in digits]
         else:
             rough = (self.high - self.low) / 5
