@@ -108,4 +108,4 @@ def _interval(gain: float | None, low: float | None, high: float | None) -> str:
     if gain is None:
         return cell(None)
     ends = f" [{number(low, 3)}, {number(high, 3)}]" if None not in (low, high) else ""  # type: ignore[arg-type]
-    return f"{gain:+.3g}{ends}"
+    return f'<span class="whole">{gain:+.3g}{ends}</span>'

@@ -258,7 +258,7 @@ def _gates(report: Report) -> str:
                 f"<ul>{reasons}</ul>" if reasons else "",
             ]
         )
-    return table(("stage", "gate", "the recipe asks for", "because"), rows)
+    return table(("stage", "gate", "the recipe asks for", "because"), rows, kind="steps")
 
 
 def _answers(report: Report) -> str:
@@ -272,7 +272,7 @@ def _answers(report: Report) -> str:
         ]
         for answer in sorted(report.answers, key=lambda a: STAGES.index(a.stage))
     ]
-    return table(("the recipe asks", "answer"), rows)
+    return table(("the recipe asks", "answer"), rows, kind="steps")
 
 
 def _exhibits(report: Report, detail: Detail, note: str) -> str:

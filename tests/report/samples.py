@@ -1,4 +1,4 @@
-"""A rich report by hand: every kind of exhibit, findings that explain others, all that a page shows."""
+"""A rich report by hand: every kind of exhibit, and findings that explain others."""
 
 import base64
 import io
