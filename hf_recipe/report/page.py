@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hf_recipe.core.exhibit import Exhibit, Picture
+from hf_recipe.core.exhibit import Exhibit, Ladder, Picture, Table
 from hf_recipe.core.finding import SEVERITIES, STAGES, Finding
 from hf_recipe.core.report import GATES, Report
 from hf_recipe.report.console import counts, where
@@ -60,8 +60,9 @@ def render_page(report: Report) -> str:
     report, note = _within_budget(report)
     pictures = sum(map(weight, report.exhibits))
     page = ""
+    drawn: dict[tuple[int, int], str] = {}
     for detail in DETAILS:
-        page = _page(report, detail, note)
+        page = _page(report, detail, note, drawn)
         if len(page.encode()) - pictures <= MOST_BYTES:
             break
     return page
@@ -86,7 +87,7 @@ def _within_budget(report: Report) -> tuple[Report, str]:
     return replace(report, exhibits=kept), note
 
 
-def _page(report: Report, detail: Detail, note: str) -> str:
+def _page(report: Report, detail: Detail, note: str, drawn: dict[tuple[int, int], str]) -> str:
     style = (HERE / "page.css").read_text(encoding="utf-8")
     script = (HERE / "page.js").read_text(encoding="utf-8")
     policy = (
@@ -97,7 +98,7 @@ def _page(report: Report, detail: Detail, note: str) -> str:
         section("findings", "Findings", _findings(report, detail)),
         section("gates", "The five stages", _gates(report)),
         section("answers", "Answers", _answers(report)),
-        section("exhibits", "Exhibits", _exhibits(report, detail, note)),
+        section("exhibits", "Exhibits", _exhibits(report, detail, note, drawn)),
         section("checks", "What was checked", _coverage(report)),
         section("settings", "Settings", _settings(report)),
         section("environment", "Environment", _pairs(report.environment)),
@@ -275,15 +276,21 @@ def _answers(report: Report) -> str:
     return table(("the recipe asks", "answer"), rows, kind="steps")
 
 
-def _exhibits(report: Report, detail: Detail, note: str) -> str:
+def _exhibits(report: Report, detail: Detail, note: str, drawn: dict[tuple[int, int], str]) -> str:
     shown = report.exhibits[: detail.exhibits]
     left = len(report.exhibits) - len(shown)
     notes = [note, f"{left} more exhibits stand in the JSON report." if left else ""]
     content = "".join(f'<p class="faint">{text(line)}</p>' for line in notes if line)
     for stage in STAGES:
-        drawn = [figure(e, most_rows=detail.rows) for e in shown if e.stage == stage]
-        if drawn:
-            content += f'<h3>{HEADINGS[stage]}</h3><div class="figures">{"".join(drawn)}</div>'
+        figures = ""
+        for place, exhibit in enumerate(shown):
+            if exhibit.stage == stage:  # each is drawn once, however often the page is cut
+                key = (place, detail.rows if isinstance(exhibit, (Table, Ladder)) else 0)
+                if key not in drawn:
+                    drawn[key] = figure(exhibit, most_rows=detail.rows)
+                figures += drawn[key]
+        if figures:
+            content += f'<h3>{HEADINGS[stage]}</h3><div class="figures">{figures}</div>'
     return content
 
 
@@ -342,9 +349,8 @@ def _pairs(values: dict[str, Any]) -> str:
 def _raw(report: Report, detail: Detail) -> str:
     if detail.json_without is None:
         return "<p>Too large for this page: see the JSON report beside it.</p>"
-    data = replace(report, exhibits=list(_without_bytes(report))).to_dict()
-    for part in detail.json_without:
-        data[part] = []
+    left: dict[str, Any] = {part: [] for part in detail.json_without}
+    data = replace(report, **{"exhibits": list(_without_bytes(report)), **left}).to_dict()
     content = json.dumps(data, allow_nan=False, ensure_ascii=True)
     for sign in "<>&":  # so that no text of the data can end the element
         content = content.replace(sign, f"\\u{ord(sign):04x}")
