@@ -23,7 +23,7 @@ from hf_recipe.core.finding import Finding
 from hf_recipe.instruments.distributed import rank, world_size
 from hf_recipe.instruments.window import Evaluation
 from hf_recipe.report.console import ConsoleSink
-from hf_recipe.report.tracking import Tracker
+from hf_recipe.trainer.tracker import Tracker
 
 if TYPE_CHECKING:
     from hf_recipe.trainer.recipe import Recipe
@@ -95,7 +95,7 @@ class Closing:
 
     def crashed(self, where: str, error: Exception) -> None:
         """Something of ours broke outside of a check."""
-        self.console.crash(f"hf_recipe stopped watching: {type(error).__name__} in {where}")
+        self.console.line(f"hf_recipe stopped watching: {type(error).__name__} in {where}")
 
     # ---------------------------------------------------------------- files
 

@@ -124,10 +124,11 @@ class Recipe:
             raise ValueError("preflight() needs a Trainer: use hf_recipe.attach(trainer)")
         trainer = self.trainer
         fresh = trainer.state.global_step == 0 and not self._is_moved(trainer.model)
-        with preflight.guard_of(Subject(trainer.model, trainer.args, None, {}, trainer=trainer)):
-            with preflight.borrowed(trainer):
-                subject = preflight.subject_of_trainer(trainer, fresh=fresh)
-                self._examine(subject)
+        bare = Subject(trainer.model, trainer.args, None, {}, trainer=trainer)
+        with preflight.guard_of(bare), preflight.borrowed(trainer):
+            subject = preflight.subject_of_trainer(trainer, fresh=fresh)
+            self.units.measure(subject)
+            self._examine(subject)
         self.closing.after_preflight()
         self._stop_before_step_1()
         return self.findings

@@ -223,7 +223,7 @@ def _host(losses: list[torch.Tensor]) -> list[float]:
 
 
 def _length(loader: Any) -> int | None:
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     return len(dataset) if hasattr(dataset, "__len__") else None
 
 
