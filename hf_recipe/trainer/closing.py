@@ -6,6 +6,7 @@ Everything here happens on rank 0 alone, and nothing of it is a collective.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import platform
 import sys
 from collections.abc import Mapping
@@ -27,6 +28,9 @@ from hf_recipe.trainer.tracker import Tracker
 
 if TYPE_CHECKING:
     from hf_recipe.trainer.recipe import Recipe
+
+
+logger = logging.getLogger(__name__)
 
 
 class Closing:
@@ -95,7 +99,9 @@ class Closing:
 
     def crashed(self, where: str, error: Exception) -> None:
         """Something of ours broke outside of a check."""
-        self.console.line(f"hf_recipe stopped watching: {type(error).__name__} in {where}")
+        logger.warning(
+            "hf_recipe stopped watching: %s in %s: %s", type(error).__name__, where, error
+        )
 
     # ---------------------------------------------------------------- files
 
