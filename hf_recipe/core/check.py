@@ -274,8 +274,8 @@ class Probe:
         measures: the kinds of measurement it yields.
         take: gets the subject; yields measurements (bare or `Located`), exhibits and answers;
             raises `Skip` with the reason where it cannot.
-        needs: what must be there: "optimizer" (optimizer and scheduler exist),
-            "unsharded" (whole parameters on every rank).
+        needs: what must be there: "fresh" (weights that no step has moved), "optimizer"
+            (optimizer and scheduler exist), "trainer" (a Trainer, not a callback alone).
     """
 
     name: str
