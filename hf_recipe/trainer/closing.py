@@ -82,6 +82,8 @@ class Closing:
         if loss is not None:
             self.evaluations.setdefault(evaluation.split, Series()).add(evaluation.step, loss)
         self.write()
+        if rank() == 0:
+            self.tracker.update(self.recipe.report, evaluation.step)
 
     def finished(self, state: Any) -> None:
         """The run is over: say why what did not run did not, then render everything."""
@@ -91,7 +93,7 @@ class Closing:
         self._draw()
         self.write(page=True)
         if rank() == 0:
-            self.tracker.finish(recipe.report, self.folder / "report.html", state.global_step)
+            self.tracker.finish(recipe.report, state.global_step)
         found = sum(f.count for f in recipe.report.flat) + len(recipe.report.crashed)
         if found != self._summarised or not self._summarised:
             self._summarised = found
@@ -131,7 +133,10 @@ class Closing:
         """The dict that rides in TrainerState; kept up to date in place."""
         self.state.clear()
         self.state["monitors"] = self.recipe.watch.states
-        self.state["findings"] = [plain(finding) for finding in self.recipe.report.flat]
+        # Checkpoints are pushed to hubs and trackers: rows of the data stay out of them.
+        samples = self.recipe.settings.log_samples
+        kept = self.recipe.report if samples else self.recipe.report.redacted()
+        self.state["findings"] = [plain(finding) for finding in kept.flat]
         return self.state
 
     def refresh_state(self) -> None:
