@@ -1,0 +1,52 @@
+"""Whether a method of the Trainer was extended or replaced by the user.
+
+Probes that repeat what a stock method does are right as long as a subclass only adds to it; where
+the body was replaced, they would measure another program.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from typing import Any
+
+
+def replaces(trainer: Any, name: str) -> bool:
+    """Whether method `name` of `trainer` has a body of its own that never calls the original.
+
+    Methods defined in transformers count as original. A body that mentions its own name (as in
+    ``super().name(...)``) extends the original; so does a wrapper that says so by an attribute
+    ``_hf_recipe_wrapped``.
+    """
+    attached = vars(trainer).get(name)
+    if attached is not None:
+        return not getattr(attached, "_hf_recipe_wrapped", False) and not _calls(attached, name)
+    for owner in type(trainer).__mro__:
+        if name in vars(owner):
+            if owner.__module__.partition(".")[0] == "transformers":
+                return False
+            if not _calls(inspect.getattr_static(owner, name), name):
+                return True
+    return True
+
+
+def overrides(trainer: Any, name: str) -> bool:
+    """Whether `name` is defined by any class below transformers' own, or on the instance."""
+    if name in vars(trainer):
+        return True
+    owner = next((c for c in type(trainer).__mro__ if name in vars(c)), None)
+    return owner is None or owner.__module__.partition(".")[0] != "transformers"
+
+
+def _calls(function: Any, name: str) -> bool:
+    """Whether the body of `function`, or one that it wraps, mentions `name`."""
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    if not isinstance(function, types.FunctionType):
+        return False
+    return mentions(function.__code__, name)
+
+
+def mentions(code: types.CodeType, name: str) -> bool:
+    """Whether a name stands in a code object or in one nested in it."""
+    nested = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return name in code.co_names or any(mentions(c, name) for c in nested)
