@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback
 
+from hf_recipe.baselines.rehearsal import EvaluationRehearsal
 from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.batches import stream_reason
@@ -52,7 +53,8 @@ class EvaluationPlan(Measurement):
 
     Attributes:
         strategy: "no", "steps" or "epoch".
-        first: step of the first evaluation during training; None: there is none.
+        first: step of the first evaluation; beyond `total_steps` where the interval never comes
+            round, so that only the one at the very end is left; None: there is none.
         total_steps: steps of the run; None where unknown.
         on_start: whether one comes before training.
         needed_by: settings that choose by an evaluation.
@@ -146,17 +148,16 @@ def _first_evaluation(args: Any, plan: Any, strategy: str) -> int | None:
     """The first step at which the Trainer's own flow control asks for an evaluation."""
     if strategy == "no":
         return None
-    delay, total = float(args.eval_delay or 0), plan.total_steps
+    delay, total = float(args.eval_delay or 0), int(plan.total_steps)
     if strategy == "steps":
         every = args.eval_steps or args.logging_steps
         every = math.ceil(total * every) if every < 1 else int(every)
         first = every * max(1, math.ceil(delay / every))
-        return first if first <= total else None
-    per_epoch = plan.steps_per_epoch
-    first = per_epoch * max(1, math.ceil(delay))
-    if first > total and delay <= total / per_epoch:
-        first = total  # the last epoch is cut short and evaluated all the same
-    return first if first <= total else None
+        due = delay <= total
+    else:  # a last epoch that is cut short is evaluated all the same
+        first = plan.steps_per_epoch * max(1, math.ceil(delay))
+        due = delay <= total / plan.steps_per_epoch
+    return min(first, total + 1 if strategy == "steps" else total) if due else None
 
 
 def _asks_for_evaluation(callback: Any) -> bool:
@@ -197,6 +198,26 @@ def labels_not_found(wiring: MetricWiring) -> Iterator[Fault]:
         )
 
 
+def nothing_came_back(rehearsal: EvaluationRehearsal) -> Iterator[Fault]:
+    """A `prediction_step` of the user's own that gives no loss, or no labels for the metrics."""
+    if rehearsal.stock_step or rehearsal.failed_in:
+        return
+    missing = [
+        name
+        for name, there in (("loss", rehearsal.loss), ("labels", rehearsal.labels))
+        if not there
+    ]
+    if (rehearsal.computes_metrics and not rehearsal.labels) or (
+        rehearsal.scheduled and len(missing) == 2
+    ):
+        yield Fault(
+            f"prediction_step returns no {' and no '.join(missing)}"
+            + (": compute_metrics is never called" if rehearsal.computes_metrics else ""),
+            evidence={"seen": f"no {', no '.join(missing)}", "expected": "loss, logits, labels"},
+            fix="return loss, logits, labels",
+        )
+
+
 def _label_names_line(wiring: MetricWiring) -> str | None:
     present = [name for name in wiring.label_names if name in wiring.batch_keys]
     names = present or list(wiring.candidates)
@@ -206,26 +227,30 @@ def _label_names_line(wiring: MetricWiring) -> str | None:
 
 
 def evaluation_out_of_reach(plan: EvaluationPlan) -> Iterator[Fault]:
-    """An evaluation set that the run never uses."""
-    if plan.asked_by_callback or plan.first is not None:
+    """An evaluation set that the run never uses, or once it is over."""
+    total = plan.total_steps
+    only_at_end = plan.first is not None and total is not None and plan.first > total
+    if plan.asked_by_callback or (plan.first is not None and not only_at_end):
         return
     needed = f"; {', '.join(plan.needed_by)} chooses by it" if plan.needed_by else ""
     before = " (one comes before training)" if plan.on_start else ""
     if plan.strategy == "no":
         message = f"eval_strategy is 'no': the run never evaluates{before}{needed}"
+    elif only_at_end:
+        message = f"eval_steps never comes round in the run's {total} steps: one evaluation is left"
+        message += f", at the very end{needed}"
     else:
-        message = (
-            f"the first evaluation would come after the run's {plan.total_steps} steps"
-            f"{before}{needed}"
-        )
+        message = f"eval_delay lies beyond the run's {total} steps: it never evaluates"
+        message += f"{before}{needed}"
     evaluates_by_hand = plan.strategy == "no" and not plan.needed_by
     yield Fault(
         message,
         severity="note" if evaluates_by_hand else "warning",
         evidence={
-            "seen": f"eval_strategy={plan.strategy}, no evaluation",
-            "expected": "at least one evaluation during training",
-            "total_steps": plan.total_steps,
+            "seen": f"eval_strategy={plan.strategy}, "
+            + ("one evaluation, at the end" if only_at_end else "no evaluation"),
+            "expected": "evaluations during training",
+            "total_steps": total,
         },
         fix='TrainingArguments(..., eval_strategy="epoch")',
     )
@@ -255,7 +280,7 @@ METRICS_NEVER_COMPUTED = Check(
     fix='TrainingArguments(..., label_names=["targets"])',
     source="transformers issues 21553 (2023) and 33733 (2024); Trainer.prediction_step, 5.23",
     unsure="An evaluation that logs speed alone, on purpose.",
-    judges=(labels_not_found,),
+    judges=(labels_not_found, nothing_came_back),
     explains=("early-stop-miswired",),
 )
 
