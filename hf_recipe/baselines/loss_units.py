@@ -1,13 +1,12 @@
-"""In which unit the Trainer counts the loss, and whether splitting a batch changes it.
+"""In which unit the Trainer counts the loss.
 
-"Complexify only one at a time": the same rows must give the same loss and the same gradient,
-whether they come as one batch, as k micro-batches or on W processes. The Trainer (5.x) takes it on
-trust that a model whose forward has ``**kwargs`` divides by ``num_items_in_batch``; where it does
-not, nobody divides, and loss and gradient come out k (and W) times too large. With Adam and
-clipping the run still learns, so no curve shows it.
+What ``training_step`` returns is no mean: depending on the model's signature it is divided by the
+number of labels in all micro-batches, or by the number of micro-batches, or by neither, and it may
+be multiplied by the number of processes. Before anybody judges a loss, it is brought back to the
+mean over its rows; by what it must be divided is measured here, on one small batch.
 
-The test is exact and needs no second batch: a batch repeated k times has the mean loss of the
-batch. So one batch's loss is taken as the first of k equal micro-batches, as the Trainer would
+The measurement is exact and needs no second batch: a batch repeated k times has the mean loss of
+the batch. So one batch's loss is taken as the first of k equal micro-batches, as the Trainer would
 (its count of items, its division), and k times that is compared with the batch alone. This holds
 for every loss, also for one that compares rows with each other.
 """
@@ -18,20 +17,21 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 
-from hf_recipe.core.check import Check, Measurement, Probe, Skip
-from hf_recipe.core.finding import Fault, Severity
+from hf_recipe.core.check import Measurement, Probe, Skip
 from hf_recipe.instruments.batches import Batch
 from hf_recipe.instruments.overrides import overrides, replaces
 from hf_recipe.instruments.quiet import restore_random_state, save_random_state
 from hf_recipe.instruments.subject import Subject
 
+PROBED_ROWS = 4  # the scaling does not depend on how many rows there are
+
 
 @dataclass(frozen=True)
-class LossUnit:
+class LossUnit(Measurement):
     """What one call of ``training_step`` returns, next to the mean loss of its batch.
 
     Attributes:
@@ -63,23 +63,6 @@ class LossUnit:
     computed_by: str = "model"
 
 
-@dataclass(frozen=True)
-class MicroBatchMeans:
-    """A per-token mean taken in each micro-batch apart, next to the mean over all tokens.
-
-    Attributes:
-        whole: loss of all probed rows in one batch.
-        parts: loss of each part of these rows.
-        part_items: supervised labels of each part.
-        micro_items: supervised labels in micro-batches of the run's own size.
-    """
-
-    whole: float
-    parts: tuple[float, ...]
-    part_items: tuple[int, ...]
-    micro_items: tuple[int, ...]
-
-
 def step_factor(unit: LossUnit | None, micro_batches: int, world_size: int) -> float:
     """By what a step's loss must be divided to be the mean loss of its rows.
 
@@ -102,25 +85,19 @@ def step_factor(unit: LossUnit | None, micro_batches: int, world_size: int) -> f
 # ---------------------------------------------------------------- the probe
 
 
-def measure_loss_unit(subject: Subject) -> Iterator[Measurement]:
-    """Yield the `LossUnit`, and `MicroBatchMeans` where micro-batches are averaged apart."""
-    trainer = subject.trainer
-    if trainer is None:
-        raise Skip("without the Trainer its own scaling of the loss cannot be seen")
-    _require_stock_steps(trainer)
+def measure_loss_unit(subject: Subject) -> Iterator[LossUnit]:
+    """Yield the `LossUnit` of a few rows, in evaluation mode."""
+    require_stock_steps(subject.trainer)
     subject.model.eval()  # no dropout, fixed statistics: only the scaling is left to differ
     size = min(PROBED_ROWS, int(subject.args.per_device_train_batch_size))
     batch = subject.batch(size=size)
-    step = _Step(subject)
-    unit = _unit(step, batch)
-    yield unit
-    if unit.accumulation > 1 and unit.divided and unit.honoured < 0.5:
-        means = _micro_batch_means(step, batch)
-        if means is not None:
-            yield means
+    yield _unit(EmulatedStep(subject), batch)
 
 
-def _require_stock_steps(trainer: Any) -> None:
+def require_stock_steps(trainer: Any) -> None:
+    """Raise Skip where this module's idea of a training step would be another one."""
+    if trainer is None:
+        raise Skip("without the Trainer its own scaling of the loss cannot be seen")
     for name in ("training_step", "get_batch_samples"):
         if replaces(trainer, name):
             raise Skip(f"{name} is replaced, so how it scales the loss is not known")
@@ -130,7 +107,7 @@ def _require_stock_steps(trainer: Any) -> None:
         raise Skip("DataParallel averages over its own replicas")
 
 
-class _Step:
+class EmulatedStep:
     """What the Trainer's ``training_step`` does with a loss, without the step.
 
     Args:
@@ -159,12 +136,13 @@ class _Step:
         args.gradient_accumulation_steps = accumulation
         try:
             with trainer.compute_loss_context_manager():
-                loss = trainer.compute_loss(
+                loss: Any = trainer.compute_loss(
                     self.subject.model, dict(batch.inputs), num_items_in_batch=items
                 )
         finally:
             args.gradient_accumulation_steps = kept
-        return loss[0] if isinstance(loss, tuple) else loss
+        mean: torch.Tensor = loss[0] if isinstance(loss, tuple) else loss
+        return mean
 
     def divides(self, items: Any) -> bool:
         """Whether ``training_step`` divides by the number of micro-batches."""
@@ -199,7 +177,7 @@ def local_count(args: Any) -> Iterator[bool]:
         args.average_tokens_across_devices = kept
 
 
-def _unit(step: _Step, batch: Batch) -> LossUnit:
+def _unit(step: EmulatedStep, batch: Batch) -> LossUnit:
     trainer, k = step.trainer, step.accumulation
     one, two = step.count(batch, 1), step.count(batch, 2)
     with torch.no_grad():
@@ -231,7 +209,7 @@ def _computed_by(trainer: Any) -> str:
     return "model" if trainer.compute_loss_func is None else "compute_loss_func"
 
 
-def _factors(step: _Step, batch: Batch) -> tuple[float, float | None]:
+def _factors(step: EmulatedStep, batch: Batch) -> tuple[float, float | None]:
     """Loss, and gradient norm, of k equal micro-batches over those of one."""
     parameters = [p for p in step.subject.model.parameters() if p.requires_grad]
     losses, norms = [], []
@@ -239,7 +217,7 @@ def _factors(step: _Step, batch: Batch) -> tuple[float, float | None]:
         loss = step.of_equal_micro_batches(batch, micro_batches)
         losses.append(float(loss))
         if loss.requires_grad:
-            loss.backward()
+            torch.autograd.backward(loss)
         gradients = [p.grad for p in parameters if p.grad is not None]
         norms.append(float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0)
         for parameter in parameters:
@@ -248,7 +226,7 @@ def _factors(step: _Step, batch: Batch) -> tuple[float, float | None]:
     return (losses[1] / losses[0] if losses[0] else math.nan), gradient_factor
 
 
-def _own_loss_ratio(step: _Step, batch: Batch, mean: float) -> float | None:
+def _own_loss_ratio(step: EmulatedStep, batch: Batch, mean: float) -> float | None:
     """The run's mean loss over the loss that the model itself put into its outputs."""
     if not overrides(step.trainer, "compute_loss"):
         return None
@@ -259,169 +237,10 @@ def _own_loss_ratio(step: _Step, batch: Batch, mean: float) -> float | None:
     return mean / float(own) if own is not None and float(own) else None
 
 
-def _micro_batch_means(step: _Step, batch: Batch) -> MicroBatchMeans | None:
-    """The probed rows as one batch and as two; None where labels are not counted by position."""
-    labels, size = batch.labels, len(batch)
-    if size < 2 or not isinstance(labels, torch.Tensor) or labels.ndim < 2:
-        return None
-    if labels.is_floating_point() or not _leads_with_rows(batch, size):
-        return None
-    order = torch.argsort((labels != -100).flatten(1).sum(1), stable=True).tolist()
-    parts = [batch.take(order[: size // 2]), batch.take(order[size // 2 :])]
-    with torch.no_grad():
-        whole, *losses = (float(step.mean(part)) for part in (batch, *parts))
-    return MicroBatchMeans(
-        whole=whole,
-        parts=tuple(losses),
-        part_items=tuple(supervised(part) for part in parts),
-        micro_items=tuple(_micro_items(step.subject, step.accumulation)),
-    )
-
-
-def _micro_items(subject: Subject, accumulation: int) -> list[int]:
-    size = int(subject.args.per_device_train_batch_size)
-    batches = subject.batches("train", rows=size * min(accumulation, 8))
-    return [supervised(batch) for batch in batches]
-
-
-def supervised(batch: Batch) -> int:
-    """Labels that count in the loss: those that are not -100."""
-    return int((batch.labels != -100).sum())
-
-
-def _leads_with_rows(batch: Batch, size: int) -> bool:
-    tensors = [v for v in batch.inputs.values() if isinstance(v, torch.Tensor) and v.ndim]
-    return all(tensor.shape[0] == size for tensor in tensors)
-
-
 MEASURE_LOSS_UNIT = Probe(
     name="measure the loss's unit",
     moment="probe",
-    measures=(LossUnit, MicroBatchMeans),
+    measures=(LossUnit,),
     take=measure_loss_unit,
     needs=("unsharded",),
 )
-
-
-# ---------------------------------------------------------------- the check
-
-
-def scaled_by_splitting(
-    unit: LossUnit,
-    *,
-    tolerance: Annotated[
-        float,
-        "equal micro-batches repeat one forward, so a right scaling agrees to rounding; 5 % leaves "
-        "room for small auxiliary terms (MoE routers) that no model divides",
-    ] = 0.05,
-) -> Iterator[Fault]:
-    """The same rows give another loss when split over micro-batches or processes."""
-    k, world = unit.accumulation, unit.world_size
-    if k > 1 and not abs(unit.accumulation_factor - 1.0) <= tolerance:
-        yield _accumulation_fault(unit)
-    if world < 2:
-        return
-    if unit.honoured < 0.5 and abs(unit.ratio / world - 1.0) <= tolerance:
-        yield Fault(
-            f"loss and gradient are multiplied by the {world} processes and never divided: "
-            f"{unit.ratio:.3g} times the mean loss",
-            subject="processes",
-            evidence={"seen": f"x{unit.ratio:.3g}", "expected": "x1", "world_size": world},
-            fix=_fix(unit),
-        )
-    elif unit.own_loss_ratio is not None and (
-        abs(unit.own_loss_ratio * world - 1.0) <= 1e-3
-        or abs(unit.own_loss_ratio / world - 1.0) <= 1e-3
-    ):
-        yield Fault(
-            f"compute_loss returns {unit.own_loss_ratio:.4g} times the model's own loss on "
-            f"{world} processes, whose gradients are averaged already",
-            subject="processes",
-            evidence={"seen": f"x{unit.own_loss_ratio:.4g}", "expected": "x1", "world_size": world},
-            fix="return loss  # neither divided nor multiplied by the number of processes",
-        )
-
-
-def _accumulation_fault(unit: LossUnit) -> Fault:
-    k, factor = unit.accumulation, unit.accumulation_factor
-    gradient = (
-        f", the gradient x{unit.gradient_factor:.3g}" if unit.gradient_factor is not None else ""
-    )
-    severity: Severity = "error"
-    if 1.0 < factor < math.sqrt(k):  # a part of the loss only, such as an auxiliary term
-        severity = "note" if factor < 1.25 else "warning"
-    return Fault(
-        f"the same rows split over {k} accumulation steps give a loss x{factor:.3g}{gradient}",
-        subject="accumulation",
-        severity=severity,
-        evidence={
-            "seen": f"x{factor:.4g}",
-            "expected": "x1",
-            "accumulation": k,
-            "loss_factor": factor,
-            "gradient_factor": unit.gradient_factor,
-            "share_divided_by_items": unit.honoured,
-        },
-        fix=_fix(unit),
-    )
-
-
-def _fix(unit: LossUnit) -> str:
-    if unit.computed_by == "compute_loss_func":
-        return 'loss = F.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch'
-    if unit.accumulation_factor < 1.0:
-        return "trainer.loss_is_scaled_for_ga = True"
-    return "trainer.model_accepts_loss_kwargs = False"
-
-
-def weighted_by_micro_batch(
-    means: MicroBatchMeans,
-    *,
-    rounding: Annotated[
-        float, "relative; the same numbers added in another order, with room for half precision"
-    ] = 0.01,
-    weight: Annotated[
-        float,
-        "a token of the shortest micro-batch weighs twice one of the longest: as if its learning "
-        "rate were doubled; our choice",
-    ] = 2.0,
-) -> Iterator[Fault]:
-    """A mean per micro-batch weighs a label by how few others its micro-batch holds."""
-    items, total = means.part_items, sum(means.part_items)
-    if not total or min(items) == 0 or min(means.micro_items, default=0) == 0:
-        return
-    by_item = sum(m * n for m, n in zip(means.parts, items, strict=True)) / total
-    scale = max(abs(means.whole), 1e-12)
-    if not abs(by_item - means.whole) <= rounding * scale:
-        return  # not a mean over labels, so there is no such weight
-    spread = max(means.micro_items) / min(means.micro_items)
-    if spread <= 1.0 + rounding:
-        return
-    yield Fault(
-        f"each micro-batch is averaged apart: a label weighs up to {spread:.2g} times another, "
-        f"since micro-batches hold {min(means.micro_items)} to {max(means.micro_items)} labels",
-        subject="labels",
-        severity="warning" if spread >= weight else "note",
-        evidence={
-            "seen": f"weights x{spread:.2g}",
-            "expected": "x1",
-            "micro_items": means.micro_items,
-        },
-        fix='loss = F.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch',
-    )
-
-
-LOSS_SCALED_BY_ACCUMULATION = Check(
-    name="loss-scaled-by-accumulation",
-    stage="baselines",
-    severity="error",
-    moments=("probe",),
-    why="Loss and gradient then grow with the split, not with the rows: rates, clipping and "
-    "curves no longer compare between machines.",
-    fix="trainer.model_accepts_loss_kwargs = False",
-    source="transformers issues 34191 (2024) and 46731 (2026); Karpathy (2019)",
-    unsure="An auxiliary term that the model never divides is reported as a note or warning. A "
-    "mean per micro-batch over labels of unequal number was the custom for years.",
-    judges=(scaled_by_splitting, weighted_by_micro_batch),
-)
-

@@ -12,10 +12,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,7 @@ from hf_recipe.baselines.loss_units import local_count
 from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip, private
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.batches import Rows, stream_reason
+from hf_recipe.instruments.callables import place_of, undisturbed
 from hf_recipe.instruments.overrides import replaces
 from hf_recipe.instruments.subject import Subject
 
@@ -43,7 +42,7 @@ class EvaluationRehearsal(Measurement):
         rows, total_rows: rows rehearsed, rows of the evaluation set.
         failed_in: "collate", "prediction_step", "preprocess_logits_for_metrics", "compute_metrics"
             or "" where nothing failed.
-        kind, place: type of the exception; file and line, in the user's own code where possible.
+        error, place: type of the exception; file and line, in the user's own code where possible.
         text: its message, which may quote data.
         whole_set: a failing metric was also tried at the length of the whole set.
         loss, labels, predictions: whether `prediction_step` gave them.
@@ -57,7 +56,7 @@ class EvaluationRehearsal(Measurement):
     rows: int
     total_rows: int
     failed_in: str = ""
-    kind: str = ""
+    error: str = ""
     place: str = ""
     text: str = private(default="")
     whole_set: bool = False
@@ -119,7 +118,10 @@ def _rehearse(subject: Subject, rows: Rows) -> EvaluationRehearsal:
         error = failure.__cause__
         assert error is not None
         return stage.outcome(
-            failed_in=str(failure), kind=type(error).__name__, place=_place(error), text=str(error)
+            failed_in=str(failure),
+            kind=type(error).__name__,
+            place=place_of(error),
+            text=str(error),
         )
     return stage.outcome()
 
@@ -160,7 +162,7 @@ class _Rehearsal:
         if trainer.compute_metrics is None or not given:
             return
         self.called = True
-        with _undisturbed(trainer.compute_metrics) as compute:
+        with undisturbed(trainer.compute_metrics) as compute:
             if trainer.args.batch_eval_metrics:
                 with _during("compute_metrics"):
                     self._batch_by_batch(compute)
@@ -297,31 +299,6 @@ def _kept_generation_config(model: Any) -> Iterator[None]:
         model.generation_config = kept
 
 
-@contextlib.contextmanager
-def _undisturbed(function: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """`function`, whose own lists, dicts and sets are afterwards as they were.
-
-    Looked after are those in its closure, and the attributes of the function, or of the object
-    that it belongs to.
-    """
-    owner = getattr(function, "__self__", function)
-    attributes = vars(owner) if hasattr(owner, "__dict__") else {}
-    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    containers = [v for v in [*cells, *attributes.values()] if type(v) in (list, dict, set)]
-    kept, values = [(c, copy.copy(c)) for c in containers], dict(attributes)
-    try:
-        yield function
-    finally:
-        for name in [name for name in attributes if name not in values]:
-            delattr(owner, name)
-        for name, value in values.items():
-            if attributes.get(name) is not value:
-                setattr(owner, name, value)
-        for container, before in kept:
-            container.clear()
-            container.extend(before) if isinstance(container, list) else container.update(before)
-
-
 def _nbytes(value: Any) -> int:
     if isinstance(value, (list, tuple)):
         return sum(_nbytes(item) for item in value)
@@ -347,22 +324,6 @@ def _not_serialisable(metrics: Mapping[Any, Any]) -> tuple[str, ...]:
         except (TypeError, ValueError):
             refused.append(str(name))
     return tuple(refused)
-
-
-def _place(error: BaseException) -> str:
-    """File and line of the innermost frame outside installed packages; else the innermost."""
-    frames = traceback.extract_tb(error.__traceback__)
-    here = Path(__file__).parent.parent
-    own = [
-        f
-        for f in frames
-        if "site-packages" not in f.filename
-        and "<frozen" not in f.filename
-        and here not in Path(f.filename).parents
-        and "/lib/python" not in f.filename
-    ]
-    last = (own or list(frames))[-1]
-    return f"{Path(last.filename).name}:{last.lineno}"
 
 
 # ---------------------------------------------------------------- the checks
@@ -393,13 +354,13 @@ def evaluation_fails(rehearsal: EvaluationRehearsal) -> Iterator[Fault]:
 def _raised(rehearsal: EvaluationRehearsal) -> Fault:
     spared = rehearsal.failed_in == "compute_metrics" and _may_be_the_sample(rehearsal)
     return Fault(
-        f"{rehearsal.failed_in} raises {rehearsal.kind} at {rehearsal.place} on {rehearsal.rows} "
+        f"{rehearsal.failed_in} raises {rehearsal.error} at {rehearsal.place} on {rehearsal.rows} "
         f"of {rehearsal.total_rows} evaluation rows"
         + (": more rows, or a model that has learnt something, might pass" if spared else ""),
         subject=rehearsal.failed_in,
         severity="warning" if spared else "error",
         evidence={
-            "seen": f"{rehearsal.kind} at {rehearsal.place}",
+            "seen": f"{rehearsal.error} at {rehearsal.place}",
             "expected": "metrics",
             "rows": rehearsal.rows,
             "total_rows": rehearsal.total_rows,
@@ -410,9 +371,9 @@ def _raised(rehearsal: EvaluationRehearsal) -> Fault:
 
 def _may_be_the_sample(rehearsal: EvaluationRehearsal) -> bool:
     """Whether a few rows, or an untrained model's predictions, may have brought it about."""
-    if rehearsal.kind in ("ZeroDivisionError", "FloatingPointError", "LinAlgError"):
+    if rehearsal.error in ("ZeroDivisionError", "FloatingPointError", "LinAlgError"):
         return True
-    if rehearsal.kind not in ("ValueError", "AssertionError", "IndexError"):
+    if rehearsal.error not in ("ValueError", "AssertionError", "IndexError"):
         return False
     whole = rehearsal.whole_set or rehearsal.rows >= rehearsal.total_rows
     return not whole or "classes" in rehearsal.text or "one class" in rehearsal.text

@@ -42,7 +42,7 @@ class CheckpointRehearsal(Measurement):
         free_bytes: free where they will stand.
         written: whether a rehearsal was written (not for large models or a saving of one's own).
         failed_in: "write", "read" (the file), "load" (`from_pretrained`) or "".
-        kind: type of the exception; text: its message.
+        error: type of the exception; text: its message.
         lost: names in the model's state that the file lacks or holds differently.
         difference: largest difference of the reloaded model's outputs, over their spread;
             None where they were not compared.
@@ -54,7 +54,7 @@ class CheckpointRehearsal(Measurement):
     free_bytes: int
     written: bool = False
     failed_in: str = ""
-    kind: str = ""
+    error: str = ""
     text: str = private(default="")
     lost: tuple[str, ...] = ()
     difference: float | None = None
@@ -140,7 +140,7 @@ def _checkpoints_kept(subject: Subject) -> int:
     if not args.save_total_limit:
         return planned if strategy != "best" else 1
     # A new one is complete before the oldest is removed, and the best one stays.
-    return min(planned, args.save_total_limit + 1 + int(args.load_best_model_at_end))
+    return min(planned, int(args.save_total_limit) + 1 + int(args.load_best_model_at_end))
 
 
 def _written_and_read(
@@ -163,7 +163,7 @@ def _written_and_read(
 
 
 def _failed(room: CheckpointRehearsal, stage: str, error: BaseException) -> CheckpointRehearsal:
-    return replace(room, failed_in=stage, kind=type(error).__name__, text=str(error)[:500])
+    return replace(room, failed_in=stage, error=type(error).__name__, text=str(error)[:500])
 
 
 def _read_back(subject: Subject, target: Path, room: CheckpointRehearsal) -> CheckpointRehearsal:
@@ -202,7 +202,6 @@ def _difference(subject: Subject, again: PreTrainedModel) -> float | None:
         return None
     subject.model.eval()
     again.eval().to(subject.device)
-    again.config.use_cache = subject.model.config.use_cache
     random_state, outputs = save_random_state(), []
     for model in (subject.model, again):
         restore_random_state(random_state)
@@ -259,11 +258,11 @@ def saving_fails(
             "load": "is written, and from_pretrained cannot read it back",
         }[rehearsal.failed_in]
         yield Fault(
-            f"a checkpoint {does}: {rehearsal.kind}",
+            f"a checkpoint {does}: {rehearsal.error}",
             subject=rehearsal.failed_in,
             # Training and resuming do without from_pretrained; handing the model on does not.
             severity="warning" if rehearsal.failed_in == "load" else "error",
-            evidence={"seen": rehearsal.kind, "expected": "a checkpoint"},
+            evidence={"seen": rehearsal.error, "expected": "a checkpoint"},
             quotes=(rehearsal.text,) if rehearsal.text else (),
         )
     elif rehearsal.lost:

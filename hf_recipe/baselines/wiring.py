@@ -297,4 +297,3 @@ EVAL_NEVER_RUNS = Check(
     "training; nothing before the end tells the two apart, so that case is a note.",
     judges=(evaluation_out_of_reach,),
 )
-
