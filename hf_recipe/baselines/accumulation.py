@@ -224,4 +224,5 @@ LOSS_SCALED_BY_ACCUMULATION = Check(
     unsure="An auxiliary term that the model never divides is reported as a note or warning. A "
     "mean per micro-batch over labels of unequal number was the custom for years.",
     judges=(scaled_by_splitting, weighted_by_micro_batch),
+    explains=("clipping-dominates",),
 )

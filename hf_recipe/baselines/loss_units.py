@@ -82,6 +82,11 @@ def step_factor(unit: LossUnit | None, micro_batches: int, world_size: int) -> f
     return unit.ratio * undivided / (micro_batches if unit.divided else 1)
 
 
+def evaluation_factor(unit: LossUnit | None) -> float:
+    """By what an evaluation batch's loss must be divided to be the mean loss of its rows."""
+    return 1.0 if unit is None else unit.ratio
+
+
 # ---------------------------------------------------------------- the probe
 
 

@@ -158,6 +158,19 @@ class ParameterWatch:
         )
 
 
+WATCH = "parameter_watch"  # where the subject's cache keeps the run's `ParameterWatch`
+
+
+def take_parameters_moved(subject: Subject) -> Iterator[ParametersMoved]:
+    """Yield what the run's watch sees; call it right after an optimizer step, unguarded."""
+    watch = subject.cache.get(WATCH)
+    if watch is None or subject.optimizer is None:
+        raise Skip("nobody watches the parameters")
+    moved = watch.measure(subject.optimizer)
+    if moved is not None:
+        yield moved
+
+
 def _elements(tensor: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     return tensor.detach().reshape(-1)[indices].clone()
 
@@ -239,6 +252,14 @@ MEASURE_COVERAGE = Probe(
     moment="static",
     measures=(OptimizerCoverage,),
     take=measure_coverage,
+    needs=("optimizer", "unsharded"),
+)
+
+MEASURE_MOVED = Probe(
+    name="see parameters move",
+    moment="run",
+    measures=(ParametersMoved,),
+    take=take_parameters_moved,
     needs=("optimizer", "unsharded"),
 )
 

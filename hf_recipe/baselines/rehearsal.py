@@ -26,7 +26,7 @@ from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip, priva
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.batches import Rows, stream_reason
 from hf_recipe.instruments.callables import place_of, undisturbed
-from hf_recipe.instruments.overrides import replaces
+from hf_recipe.instruments.overrides import own_method, replaces
 from hf_recipe.instruments.subject import Subject
 
 ROWS = 4  # rows of the first of the two batches; the second holds one less, as a last batch may
@@ -146,7 +146,7 @@ class _Rehearsal:
             with _during("collate"):
                 inputs = self.rows.batch(chosen).to(subject.device).inputs
             with _during("prediction_step"):
-                loss, logits, labels = trainer.prediction_step(
+                loss, logits, labels = own_method(trainer, "prediction_step")(
                     subject.model, inputs, loss_only, **_generation_arguments(trainer)
                 )
             if logits is not None and trainer.preprocess_logits_for_metrics is not None:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_recipe.core.check import Measurement
+from hf_recipe.core.check import Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
+from hf_recipe.instruments.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class NonFiniteOrigin(Measurement):
     step: int | None = None
 
 
-LossFunction = Callable[[nn.Module, dict[str, Any]], Any]
+LossFunction = Callable[..., Any]
 
 
 def first_nonfinite(
@@ -211,3 +212,24 @@ def began_in(origin: NonFiniteOrigin) -> Iterator[Fault]:
             "numbers": origin.numbers,
         },
     )
+
+
+def find_origin(subject: Subject) -> Iterator[NonFiniteOrigin]:
+    """Yield where ``subject.first_inputs``, a step's real inputs, lead to NaN or infinity."""
+    if subject.first_inputs is None:
+        raise Skip("the inputs of the step are gone")
+    yield first_nonfinite(
+        subject.model,
+        subject.first_inputs,
+        subject.loss_function,
+        step=subject.step,
+    )
+
+
+FIND_ORIGIN = Probe(
+    name="find where NaN began",
+    moment="run",
+    measures=(NonFiniteOrigin,),
+    take=find_origin,
+    needs=("unsharded",),
+)

@@ -11,16 +11,31 @@ import types
 from typing import Any
 
 
+def own_method(trainer: Any, name: str) -> Any:
+    """The method as the Trainer has it, without the recorder's seam around it."""
+    method = getattr(trainer, name)
+    while hasattr(method, "__wrapped__") and _is_seam(method):
+        method = method.__wrapped__
+    return method
+
+
+def _is_seam(method: Any) -> bool:
+    return isinstance(method, types.FunctionType) and str(
+        method.__globals__.get("__name__", "")
+    ).startswith("hf_recipe.")
+
+
 def replaces(trainer: Any, name: str) -> bool:
     """Whether method `name` of `trainer` has a body of its own that never calls the original.
 
     Methods defined in transformers count as original. A body that mentions its own name (as in
-    ``super().name(...)``) extends the original; so does a wrapper that says so by an attribute
-    ``_hf_recipe_wrapped``.
+    ``super().name(...)``) extends the original.
     """
-    attached = vars(trainer).get(name)
-    if attached is not None:
-        return not getattr(attached, "_hf_recipe_wrapped", False) and not _calls(attached, name)
+    method = own_method(trainer, name)
+    if getattr(method, "__self__", None) is not trainer or name not in dir(type(trainer)):
+        return not _calls(method, name)
+    if isinstance(method, types.MethodType) and method.__func__ not in _definitions(trainer, name):
+        return not _calls(method, name)  # bound to this one instance
     for owner in type(trainer).__mro__:
         if name in vars(owner):
             if owner.__module__.partition(".")[0] == "transformers":
@@ -30,9 +45,14 @@ def replaces(trainer: Any, name: str) -> bool:
     return True
 
 
+def _definitions(trainer: Any, name: str) -> list[Any]:
+    return [vars(owner)[name] for owner in type(trainer).__mro__ if name in vars(owner)]
+
+
 def overrides(trainer: Any, name: str) -> bool:
     """Whether `name` is defined by any class below transformers' own, or on the instance."""
-    if name in vars(trainer):
+    method = own_method(trainer, name)
+    if getattr(method, "__func__", None) not in _definitions(trainer, name):
         return True
     owner = next((c for c in type(trainer).__mro__ if name in vars(c)), None)
     return owner is None or owner.__module__.partition(".")[0] != "transformers"
