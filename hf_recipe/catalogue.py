@@ -17,7 +17,16 @@ from hf_recipe.core.check import Check, Measurement, Monitor, Probe, judged
 from hf_recipe.core.finding import Fault, Finding
 from hf_recipe.core.report import Report
 
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = (
+    "hf_recipe.baselines.accumulation",
+    "hf_recipe.baselines.loss_units",
+    "hf_recipe.baselines.optimizer_wiring",
+    "hf_recipe.baselines.rehearsal",
+    "hf_recipe.baselines.save_rehearsal",
+    "hf_recipe.baselines.wiring",
+    "hf_recipe.complexify.loss_course",
+    "hf_recipe.complexify.nonfinite_origin",
+)
 
 
 class _Lazy(Mapping[str, Any]):
