@@ -19,6 +19,9 @@ from hf_recipe.core.report import Report
 
 MODULES: tuple[str, ...] = (
     "hf_recipe.baselines.initial_loss",
+    "hf_recipe.baselines.output_bias",
+    "hf_recipe.baselines.hockey_stick",
+    "hf_recipe.baselines.input_blind",
 )
 
 

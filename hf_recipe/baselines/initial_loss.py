@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
+
 from hf_recipe.baselines.expectation import expected_initial_loss
 from hf_recipe.baselines.start import Start, applied_twice, observe_start, uninformed
 from hf_recipe.core.check import Check, Measurement, Probe
@@ -91,7 +93,7 @@ def measure_initial_loss(subject: Subject) -> Iterator[InitialLoss]:
         problem_type=head.problem_type,
         outputs=int(head.logits.shape[-1]),
         rows=len(head.labels),
-        groups=int(head.groups.unique().numel()),
+        groups=len(torch.unique(head.groups)),
         relation=relation_of(start),
         ratio=start.loss / recomputed if recomputed else math.nan,
         redrawn=start.redrawn,
@@ -157,7 +159,7 @@ def _is_between(seen: float, head: Head) -> bool:
     if head.problem_type != SOFTMAX:
         return False
     losses = head.row_losses().double()
-    means = [float(losses[head.labels == k].mean()) for k in head.labels.unique()]
+    means = [float(losses[head.labels == k].mean()) for k in torch.unique(head.labels)]
     return min(means) <= seen - head.auxiliary <= max(means)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from hf_recipe.core.check import Skip
@@ -24,6 +25,7 @@ BATCHES = 8  # forwards without gradients: about three forward + backward passes
 ROWS = 512
 ELEMENTS = 1 << 25  # logits kept: 128 MB in single precision
 DRAWS = 16  # fewer where one costs more than a forward
+TIED_DRAWS = 6  # each a forward of the first batch
 DRAW_COST = 2e10  # multiplications spent on all draws together
 
 
@@ -142,9 +144,11 @@ def _batches(subject: Subject) -> list[Batch]:
 
 
 def _redraw(subject: Subject, start: Start) -> tuple[float, ...]:
-    """The mean loss under the output layer drawn anew, on the hidden states already had."""
+    """The mean loss under the output layer drawn anew."""
     if start.layer is None:
         return ()
+    if start.layer.tied:
+        return _redraw_tied(subject, start, start.layer)
     cost = sum(h.numel() for h in start.hidden) * start.pooled.logits.shape[1]
     draws = int(min(DRAWS, max(DRAW_COST // max(cost, 1), 4)))
     values = []
@@ -158,6 +162,32 @@ def _redraw(subject: Subject, start: Start) -> tuple[float, ...]:
     return tuple(values)
 
 
+def _redraw_tied(subject: Subject, start: Start, layer: OutputLayer) -> tuple[float, ...]:
+    """As `_redraw` where the weight is the input embedding too: the whole forward changes.
+
+    The first batch stands for all, shifted by what it differs from them.
+    """
+    first = start.heads[0]
+    shift = start.pooled.loss() - first.loss()
+    return tuple(
+        _loss_of(subject, subject.model, first) + shift
+        for _ in redrawn_layers(subject.model, layer, TIED_DRAWS)
+    )
+
+
+def _loss_of(subject: Subject, model: nn.Module, like: Head) -> float:
+    """The mean loss of `model` on the first batch, read as `like` was."""
+    batch: Batch = subject.cache["start.batch"]
+    watch = Watch(model)
+    with watch.watching(layers=False):
+        if subject.loss_function is None:
+            model(**batch.inputs)
+        else:
+            subject.loss_function(model, dict(batch.inputs), return_outputs=False)
+    head = read_head(model, batch.inputs, watch.outputs, smoothing=like.smoothing, prefer=like.task)
+    return head.loss()
+
+
 def _remake(subject: Subject, start: Start) -> tuple[float, ...]:
     """The loss under whole models drawn anew, where the hidden states themselves look blown up."""
     head = start.heads[0]
@@ -165,20 +195,12 @@ def _remake(subject: Subject, start: Start) -> tuple[float, ...]:
     sane = mean <= 1.2 * uninformed(head) + 0.5
     if head.problem_type == REGRESSION or not start.redrawn or sane or is_loaded(subject):
         return ()
-    batch = subject.cache["start.batch"]
     values = []
     for _ in range(3):
         fresh = redrawn_model(subject.model)
         if fresh is None:
             return ()
-        fresh.eval()
-        watch = Watch(fresh)
-        with watch.watching(layers=False):
-            if subject.loss_function is None:
-                fresh(**batch.inputs)
-            else:
-                subject.loss_function(fresh, dict(batch.inputs), return_outputs=False)
-        values.append(read_head(fresh, batch.inputs, watch.outputs, observed=head.loss()).loss())
+        values.append(_loss_of(subject, fresh.eval(), head))
     return tuple(values)
 
 

@@ -84,6 +84,7 @@ def read_head(
     *,
     smoothing: float = 0.0,
     observed: float | None = None,
+    prefer: str = "",
 ) -> Head:
     """Align what the model returned for `inputs` with its labels.
 
@@ -93,6 +94,7 @@ def read_head(
         outputs: what the forward returned: a mapping, a tuple or a tensor.
         smoothing: ``args.label_smoothing_factor``.
         observed: the loss that was observed; settles readings that the shapes leave open.
+        prefer: the task as it was read before; settles them too.
 
     Raises:
         Skip: no logits, no labels, or shapes that fit no known head.
@@ -115,6 +117,7 @@ def read_head(
     auxiliary = _auxiliary(model, outputs)
     if smoothing:  # a compute_loss of the user's own may not apply what the arguments say
         heads += [replace(h, smoothing=0.0) for h in heads]
+    heads.sort(key=lambda h: h.task != prefer)
     if len(heads) > 1 and observed is not None:
         heads.sort(key=lambda h: abs(h.loss() + auxiliary - observed))
     return replace(heads[0], auxiliary=auxiliary)
@@ -122,8 +125,9 @@ def read_head(
 
 def _labels(inputs: Mapping[str, Any]) -> torch.Tensor | None:
     for name in ("labels", "label", "label_ids", "targets", "target", "y"):
-        if isinstance(inputs.get(name), torch.Tensor):
-            return inputs[name].detach()
+        labels = inputs.get(name)
+        if isinstance(labels, torch.Tensor):
+            return labels.detach()
     return None
 
 
@@ -133,17 +137,19 @@ def _logits(outputs: Any, labels: torch.Tensor) -> torch.Tensor | None:
         return outputs.detach()
     if isinstance(outputs, Mapping):
         for name in ("logits", "prediction_logits", "scores", "predictions", "prediction"):
-            if isinstance(outputs.get(name), torch.Tensor):
-                return outputs[name].detach()
+            named = outputs.get(name)
+            if isinstance(named, torch.Tensor):
+                return named.detach()
         values: Any = outputs.values()
     elif isinstance(outputs, (tuple, list)):
         values = outputs
     else:
         return None
     for value in values:
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim:
-            if labels.ndim and value.shape[0] == labels.shape[0]:
-                return value.detach()
+        made = isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim
+        if made and labels.ndim and value.shape[0] == labels.shape[0]:
+            logits: torch.Tensor = value.detach()
+            return logits
     return None
 
 

@@ -80,10 +80,9 @@ class Watch:
         """The layer whose output is `raw`, up to its shape, and its input; None where none is."""
         found = None
         for name, module, hidden, output in reversed(self._made):
-            if output.numel() != raw.numel():
-                continue
-            if torch.equal(output.reshape(-1).float(), raw.reshape(-1).float()):
-                found = OutputLayer(name, module, self._is_tied(module)), hidden
+            picked = _same(output, raw, hidden)
+            if picked is not None:
+                found = OutputLayer(name, module, self._is_tied(module)), picked
                 break
         self._made.clear()
         return found
@@ -93,6 +92,20 @@ class Watch:
             module is not layer and getattr(module, "weight", None) is layer.weight
             for module in self.model.modules()
         )
+
+
+def _same(output: torch.Tensor, raw: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor | None:
+    """The part of `hidden` that made `raw`, if `output` is `raw`, or `raw` one position of it."""
+    if output.numel() == raw.numel():
+        equal = torch.equal(output.reshape(-1).float(), raw.reshape(-1).float())
+        return hidden if equal else None
+    if output.ndim == 3 and raw.ndim == 2 and output[:, 0].shape == raw.shape:
+        # A decoder's classifier scores every position and keeps each row's last.
+        equals = (output.float() == raw[:, None].float()).all(-1)
+        if bool(equals.any(1).all()):
+            rows = torch.arange(len(raw), device=raw.device)
+            return hidden[rows, equals.float().argmax(1)]
+    return None
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -142,13 +155,13 @@ class _Drawer:
             above = [".".join(parts[:i]) for i in range(len(parts))]
             # A family may draw its head from the class above it (T5 does). Its `init` functions
             # leave flagged tensors alone; code from elsewhere may not, so it is not called.
-            self.chain = [
+            self.chain += [
                 m
-                for m in (model.get_submodule(p) for p in above)
+                for m in (model.get_submodule(p) for p in reversed(above))
                 if type(m).__module__.startswith("transformers.")
-            ] + self.chain
+            ]
         self.touched = list(
-            {id(p): p for m in reversed(self.chain) for p in m.parameters(recurse=False)}.values()
+            {id(p): p for m in self.chain for p in m.parameters(recurse=False)}.values()
         )
 
     def draw(self) -> bool:
@@ -200,6 +213,5 @@ def redrawn_model(model: nn.Module) -> nn.Module | None:
                 reset()
         initialise = getattr(fresh, "_init_weights", None)
         if callable(initialise):
-            for module in fresh.modules():
-                initialise(module)
+            fresh.apply(initialise)  # children first: what a parent draws stands
     return fresh
