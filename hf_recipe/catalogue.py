@@ -19,8 +19,12 @@ from hf_recipe.core.report import Report
 
 MODULES: tuple[str, ...] = (
     "hf_recipe.baselines.accumulation",
+    "hf_recipe.baselines.hockey_stick",
+    "hf_recipe.baselines.initial_loss",
+    "hf_recipe.baselines.input_blind",
     "hf_recipe.baselines.loss_units",
     "hf_recipe.baselines.optimizer_wiring",
+    "hf_recipe.baselines.output_bias",
     "hf_recipe.baselines.rehearsal",
     "hf_recipe.baselines.save_rehearsal",
     "hf_recipe.baselines.wiring",
