@@ -17,7 +17,7 @@ from hf_recipe.core.check import Check, Measurement, Monitor, Probe, judged
 from hf_recipe.core.finding import Fault, Finding
 from hf_recipe.core.report import Report
 
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = ("hf_recipe.complexify.schedule",)
 
 
 class _Lazy(Mapping[str, Any]):
