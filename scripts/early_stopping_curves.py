@@ -42,7 +42,7 @@ def data(name: str, flipped: float, rng: np.random.Generator) -> tuple[Tensors, 
         )
     order = rng.permutation(len(x))
     train, validation = order[: len(x) * 6 // 10], order[len(x) * 6 // 10 :]
-    mean, spread = x[train].mean(0), x[train].std(0) + 1e-6
+    mean, spread = x[train].mean(0), np.maximum(x[train].std(0), 0.1 * x[train].std())
     inputs = torch.tensor((x - mean) / spread, dtype=torch.float32)
     labels = torch.tensor(y, dtype=torch.long)
     noisy = labels[train].clone()
@@ -65,7 +65,7 @@ def record(name: str, schedule: str, flipped: float, seed: int) -> np.ndarray:
     (inputs, labels), (held_out, truth) = data(name, flipped, rng)
     width = int(rng.choice([16, 64, 256]))
     adam = bool(rng.random() < 0.6)
-    peak = float(10 ** rng.uniform(-3.6, -2.3) if adam else 10 ** rng.uniform(-2.0, -0.7))
+    peak = float(10 ** rng.uniform(-3.8, -2.5) if adam else 10 ** rng.uniform(-2.5, -1.2))
     layers: list[nn.Module] = [nn.Linear(inputs.shape[1], width), nn.ReLU()]
     if rng.random() < 0.5:
         layers += [nn.Dropout(float(rng.choice([0.0, 0.2]))), nn.Linear(width, width), nn.ReLU()]

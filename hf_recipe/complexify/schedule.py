@@ -132,7 +132,7 @@ def summarise(
         dropped=steps >= 10 and bool((drops >= 0.1 * peak).any()),
         spent=_trailing(rates < SPENT * peak * (1 - 1e-6)) / steps,
         idle=_idle(rates, peak) / steps,
-        mirrored=_mirrored(rates, top) / steps,
+        mirrored=_mirrored(rates) / steps,
         moved=float(np.searchsorted(used, 0.95 * used[-1]) + 1) / steps,
         every=every,
         planned=tuple(float(rate) for rate in rates[::every]),
@@ -157,15 +157,17 @@ def _idle(rates: Rates, peak: float) -> int:
 
 def _slows(rates: Rates) -> bool:
     """Whether the logarithm of the rate falls ever more slowly: a power law, with no horizon."""
-    points = rates[np.unique(np.linspace(0, len(rates) - 1, 33).astype(int))]
+    at = np.unique(np.linspace(0, len(rates) - 1, 33).astype(int))
+    points = rates[at]
     if len(points) < 9 or not points.min() > 0:
         return False
-    falls = -np.diff(np.log(points))
+    falls = -np.diff(np.log(points)) / np.diff(at)
     return bool((falls > 0).all() and (falls[1:] < falls[:-1] * 0.999).mean() > 0.9)
 
 
-def _mirrored(rates: Rates, top: int) -> int:
+def _mirrored(rates: Rates) -> int:
     """Steps after the first low point, if the rate climbs back the way it came down."""
+    top = int(rates.argmax())
     path = rates[top:]
     peak = rates.max()
     rises = np.flatnonzero(np.diff(path) > 1e-9 * peak)
