@@ -31,6 +31,7 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.complexify.loss_course",
     "hf_recipe.complexify.nonfinite_origin",
 )
+MODULES: tuple[str, ...] = ("hf_recipe.complexify.schedule",)
 
 
 class _Lazy(Mapping[str, Any]):
