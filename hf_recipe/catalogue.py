@@ -17,7 +17,12 @@ from hf_recipe.core.check import Check, Measurement, Monitor, Probe, judged
 from hf_recipe.core.finding import Fault, Finding
 from hf_recipe.core.report import Report
 
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = (
+    "hf_recipe.data.labels",
+    "hf_recipe.data.label_head",
+    "hf_recipe.data.splits",
+    "hf_recipe.data.masks",
+)
 
 
 class _Lazy(Mapping[str, Any]):
