@@ -22,6 +22,8 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.data.label_head",
     "hf_recipe.data.splits",
     "hf_recipe.data.masks",
+    "hf_recipe.data.columns",
+    "hf_recipe.data.duplicates",
 )
 
 

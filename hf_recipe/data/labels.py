@@ -183,16 +183,19 @@ def take_counts(subject: Subject) -> Iterator[Located]:
     for split in splits_of(subject):
         try:
             source = source_of(subject, split)
-            counts = count_labels(source, roles_of(subject, source))
-            yield Located(_as_the_model_sees(subject.model, counts), split)
+            yield Located(seen_counts(subject, source, roles_of(subject, source)), split)
         except Skip as reason:
             reasons.append(str(reason))
     if len(reasons) == len(splits_of(subject)):
         raise Skip("; ".join(reasons) or "there is no data set")
 
 
-def _as_the_model_sees(model: Any, counts: LabelCounts) -> LabelCounts:
-    """Whole numbers under one output are a quantity; lists under a language model are tokens."""
+def seen_counts(subject: Subject, source: Source, roles: Roles) -> LabelCounts:
+    """The counts as the model means them.
+
+    Whole numbers under one output are a quantity; lists under a language model are tokens.
+    """
+    counts, model = count_labels(source, roles), subject.model
     outputs = head_outputs(model)
     if counts.form == "class" and outputs == 1 and not counts.names:
         return replace(counts, form="number", counts={})

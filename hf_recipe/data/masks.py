@@ -54,7 +54,7 @@ def shifts_labels(model: Any) -> bool:
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
         return False
-    return "CausalLM" in name or "LMHead" in name and "Masked" not in name
+    return "CausalLM" in name or ("LMHead" in name and "Masked" not in name)
 
 
 def take_supervision(subject: Subject) -> Iterator[Located]:
@@ -125,6 +125,8 @@ def attended(batch: Batch, labels: torch.Tensor) -> torch.Tensor:
 def _is_drawn(subject: Subject, split: str, batches: list[Batch]) -> bool:
     """Whether collating the same rows again masks other positions."""
     first = batches[0]
+    if "MaskedLM" in type(subject.model).__name__:
+        return True
     if not first.rows:
         return False
     again = subject.rows(split).batch(first.rows)

@@ -147,13 +147,19 @@ def chance(
         hashes, found: the evaluation rows, and which of them have a twin in training.
     """
     rate = float(repeated.mean())
-    variance = (_cluster_variance(train_hashes, repeated) + _cluster_variance(hashes, found)) * len(
-        hashes
-    ) ** 2
-    return rate * len(hashes), math.sqrt(variance)
+    # three rows (the rule of three) stand for repeats that this training set is too small to show
+    spread = (rate + 3 / max(len(train_hashes), 1)) * cluster_size(hashes[found]) * len(hashes)
+    shared = _mean_variance(train_hashes, repeated) * len(hashes) ** 2
+    return rate * len(hashes), math.sqrt(spread + shared)
 
 
-def _cluster_variance(hashes: Hashes, flags: Flags) -> float:
+def cluster_size(hashes: Hashes) -> float:
+    """Mean size of the cluster of equal hashes that an element stands in; 1 where there is none."""
+    _, counts = np.unique(hashes, return_counts=True)
+    return float((counts.astype(np.float64) ** 2).sum() / counts.sum()) if len(counts) else 1.0
+
+
+def _mean_variance(hashes: Hashes, flags: Flags) -> float:
     """Variance of the mean of `flags`, with equal hashes as clusters."""
     _, places = np.unique(hashes, return_inverse=True)
     sums = np.bincount(places, weights=flags - flags.mean())
