@@ -169,9 +169,10 @@ def _file_hashes(array: pa.Array) -> Hashes:
 def row_bits(table: pa.Table, columns: Sequence[str]) -> npt.NDArray[np.float64]:
     """A cautious estimate of the information in each row, in bits.
 
-    Text counts one bit a character (English carries 1.0 to 1.3, Shannon 1951); numbers the
-    negative log of the chance that two rows agree; a sequence half of its elements' bits, its
-    most frequent element (padding, background) not counted.
+    Text counts one bit a character (English carries 1.0 to 1.3, Shannon 1951). Numbers count half
+    the negative log of the chance that two rows agree, sequences half of their elements' bits:
+    columns and neighbours depend on each other. A sequence's most frequent element (padding,
+    background) counts nothing.
     """
     total = np.zeros(table.num_rows)
     for name in columns:
@@ -200,7 +201,7 @@ def _array_bits(array: pa.Array) -> npt.NDArray[np.float64]:
             bits[np.argmax(counts)] = 0.0
         sums = np.concatenate([[0.0], np.cumsum(bits[places])])
         return np.asarray(sums[offsets[1:]] - sums[offsets[:-1]])
-    return np.full(len(array), collision_bits(array_hashes(array)))
+    return np.full(len(array), collision_bits(array_hashes(array)) / 2)
 
 
 def collision_bits(hashes: Hashes) -> float:

@@ -110,7 +110,7 @@ def overlap(subject: Subject, train: Source, evaluation: Source) -> SplitOverlap
     )
     if not found.any() or same:
         return basis
-    enough = 2 * math.log2(max(len(train_hashes) * len(hashes), 2)) + 10
+    enough = math.log2(max(len(train_hashes) * len(hashes), 2)) + 10  # one chance in 1,000
     rich = _rich(evaluation, columns, found, enough)
     repeated = counts[places] > 1
     rich_repeated = _rich(train, columns, repeated, enough)
