@@ -18,6 +18,12 @@ from hf_recipe.core.finding import Fault, Finding
 from hf_recipe.core.report import Report
 
 MODULES: tuple[str, ...] = (
+    "hf_recipe.data.columns",
+    "hf_recipe.data.duplicates",
+    "hf_recipe.data.label_head",
+    "hf_recipe.data.labels",
+    "hf_recipe.data.masks",
+    "hf_recipe.data.splits",
     "hf_recipe.baselines.accumulation",
     "hf_recipe.baselines.hockey_stick",
     "hf_recipe.baselines.initial_loss",
@@ -30,14 +36,7 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.baselines.wiring",
     "hf_recipe.complexify.loss_course",
     "hf_recipe.complexify.nonfinite_origin",
-)
-MODULES: tuple[str, ...] = ("hf_recipe.complexify.schedule",)
-    "hf_recipe.data.labels",
-    "hf_recipe.data.label_head",
-    "hf_recipe.data.splits",
-    "hf_recipe.data.masks",
-    "hf_recipe.data.columns",
-    "hf_recipe.data.duplicates",
+    "hf_recipe.complexify.schedule",
 )
 
 

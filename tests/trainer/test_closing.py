@@ -26,7 +26,7 @@ def test_a_checkpoint_holds_findings_and_rows_only_with_consent(tmp_path, consen
     recipe.detach()
 
 
-def test_a_run_of_wandb_is_told_at_once_and_at_the_end(tmp_path, monkeypatch):
+def test_a_run_of_wandb_is_told(tmp_path, monkeypatch):
     sent = []
 
     class Quiet(Run):
@@ -43,9 +43,8 @@ def test_a_run_of_wandb_is_told_at_once_and_at_the_end(tmp_path, monkeypatch):
     recipe = hf_recipe.attach(trainer)
     recipe.report.add(FOUND)
     recipe.closing.heard(FOUND)
-    assert [alert["title"] for alert in run.alerts] == ["error: label-shortcut"]
     trainer.train()
+    assert [alert["title"] for alert in run.alerts] == ["error: label-shortcut"]
     assert run.logged[-1]["train/global_step"] == 20
     assert run.summary["recipe/errors"] == 1
     assert sent == [{"report.html", "report.json"}]
-    assert len(run.alerts) == 1
