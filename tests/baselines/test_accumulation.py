@@ -276,7 +276,8 @@ from tests.baselines.test_accumulation import faults, measured, raw_bert, traine
 from tests.models import bert, llama, progressions, words
 folder = Path(sys.argv[1])
 told = {}
-for name, build, data in (("raw", raw_bert, words), ("bert", bert, words), ("llama", llama, progressions)):
+models = {"raw": (raw_bert, words), "bert": (bert, words), "llama": (llama, progressions)}
+for name, (build, data) in models.items():
     trainer = trainer_of(folder, build(), data(64), gradient_accumulation_steps=1)
     unit = measured(trainer)
     told[name] = [unit.world_size, unit.ratio, [f.subject for f in faults(unit)]]
@@ -289,9 +290,9 @@ def test_two_processes_multiply_a_loss_that_never_divides(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO)
     root = Path(__file__).parents[2]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        + [str(script), str(tmp_path)],
+        [*launch, str(script), str(tmp_path)],
         check=True,
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
