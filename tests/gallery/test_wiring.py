@@ -15,7 +15,7 @@ from transformers import (
 
 import hf_recipe
 from tests.gallery.harness import Case, alarms, assert_found, assert_silent, everything, run
-from tests.models import arguments, bert, llama, progressions, words
+from tests.models import arguments, batchnorm, bert, llama, points, progressions, words
 
 OURS = (
     "loss-scaled-by-accumulation",
@@ -314,6 +314,25 @@ def test_language_models_stay_silent(build, tmp_path):
     assert set(report.ran) == set(OURS), report.skipped
     saved = {p.name for p in tmp_path.iterdir()}
     assert not {name for name in saved if name.startswith(".")}, "the rehearsal is removed"
+
+
+def test_batchnorm_and_several_evaluation_sets_stay_silent(tmp_path):
+    trainer = Trainer(
+        model=batchnorm(),
+        args=arguments(
+            tmp_path,
+            max_steps=4,
+            eval_strategy="steps",
+            eval_steps=2,
+            save_strategy="steps",
+            save_steps=2,
+        ),
+        train_dataset=points(64),
+        eval_dataset={"one": points(20, seed=2), "two": points(30, seed=3)},
+        compute_metrics=accuracy,
+    )
+    report = run(trainer, select=OURS)
+    assert alarms(report) == set(), [f.message for f in everything(report)]
 
 
 def test_t5_is_scaled_by_accumulation_as_it_ships(tmp_path):

@@ -1,5 +1,6 @@
 import functools
 
+import pytest
 from transformers import Trainer
 
 import hf_recipe
@@ -71,8 +72,7 @@ def test_the_users_own_line_is_named():
     def broken():
         raise KeyError("x")
 
-    try:
+    with pytest.raises(KeyError) as raised:
         broken()
-    except KeyError as error:
-        line = broken.__code__.co_firstlineno + 1
-        assert place_of(error) == f"test_overrides.py:{line}"
+    line = broken.__code__.co_firstlineno + 1
+    assert place_of(raised.value) == f"test_overrides.py:{line}"
