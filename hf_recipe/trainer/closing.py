@@ -47,9 +47,10 @@ class Closing:
         self._untold = False
         trainer = recipe.trainer
         if trainer is not None:
-            self._place(trainer.args)
+            self.place(trainer.args)
 
-    def _place(self, args: Any) -> None:
+    def place(self, args: Any) -> None:
+        """Choose the report's folder."""
         chosen = self.recipe.settings.report_dir
         self.folder = Path(chosen) if chosen else Path(args.output_dir or ".") / "recipe"
 
@@ -57,7 +58,7 @@ class Closing:
 
     def started(self, args: Any, state: Any) -> None:
         """A run begins (or begins again)."""
-        self._place(args)
+        self.place(args)
         if rank() == 0 and "trackio" in args.report_to:
             self.tracking.trackers = ("wandb", "trackio")
         report = self.recipe.report
