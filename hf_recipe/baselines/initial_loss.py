@@ -135,7 +135,7 @@ def relation_of(start: Start) -> str:
     squared = start.pooled.problem_type == REGRESSION
     if not squared and all_near([applied_twice(h) + h.auxiliary for *_, h in pairs], 1e-5):
         return "applied twice"
-    if all_near(means, 5e-3):  # half precision
+    if all_near(means, start.rounding):
         return "mean"
     if all(seen == 0 for seen, _, _ in pairs):
         return "zero"
