@@ -82,6 +82,7 @@ def measure_initial_loss(subject: Subject) -> Iterator[InitialLoss]:
         label_smoothing=head.smoothing,
     )
     recomputed = start.recomputed
+    subject.cache["initial_loss"] = True
     yield InitialLoss(
         observed=start.loss,
         recomputed=recomputed,
@@ -99,6 +100,12 @@ def measure_initial_loss(subject: Subject) -> Iterator[InitialLoss]:
         redrawn=start.redrawn,
         remade=start.remade,
     )
+
+
+def remember_initial_loss(subject: Subject) -> Iterator[InitialLoss]:
+    """The measurement, unless it was taken: for what needs it as evidence, whatever is selected."""
+    if not subject.cache.get("initial_loss"):
+        yield from measure_initial_loss(subject)
 
 
 def prior_loss(head: Head) -> float:

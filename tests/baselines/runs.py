@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch.nn import functional
+from transformers import PrinterCallback
 
 from hf_recipe.instruments.window import Evaluation, Step, Window
 
 
 def told(trainer, monitor, seen, plan):
     """Train, and fold every step, a final evaluation and the end into `monitor`."""
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     logs = [r for r in trainer.state.log_history if "loss" in r]
     steps = [Step(r["step"], r["loss"], r["learning_rate"]) for r in logs]
