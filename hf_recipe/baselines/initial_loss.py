@@ -174,7 +174,7 @@ PROBE = Probe(
     name="measure the loss before training",
     moment="probe",
     measures=(InitialLoss,),
-    take=measure_initial_loss,
+    take=remember_initial_loss,
 )
 
 _RELATIONS = {
