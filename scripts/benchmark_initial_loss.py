@@ -10,6 +10,7 @@ errors.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -96,7 +97,7 @@ def network(inputs: int, classes: int, depth: int) -> nn.Sequential:
     widths = [inputs, *[64] * depth]
     layers = [
         layer
-        for a, b in zip(widths, widths[1:], strict=False)
+        for a, b in itertools.pairwise(widths)
         for layer in (nn.Linear(a, b), nn.ReLU())
     ]
     return nn.Sequential(*layers, nn.Linear(widths[-1], classes))

@@ -1,1 +1,0 @@
-"""The start of a run through `attach`: faulty losses and heads, and what must stay silent."""
