@@ -96,9 +96,7 @@ def network(inputs: int, classes: int, depth: int) -> nn.Sequential:
     """A fresh multilayer perceptron with `depth` hidden layers of 64."""
     widths = [inputs, *[64] * depth]
     layers = [
-        layer
-        for a, b in itertools.pairwise(widths)
-        for layer in (nn.Linear(a, b), nn.ReLU())
+        layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())
     ]
     return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
 
