@@ -141,7 +141,10 @@ class Closing:
         """The dict that rides in TrainerState; kept up to date in place."""
         self.state.clear()
         self.state["monitors"] = self.recipe.watch.states
-        self.state["findings"] = [plain(finding) for finding in self.recipe.report.flat]
+        # Checkpoints are pushed to hubs and trackers: rows of the data stay out of them.
+        samples = self.recipe.settings.log_samples
+        kept = self.recipe.report if samples else self.recipe.report.redacted()
+        self.state["findings"] = [plain(finding) for finding in kept.flat]
         return self.state
 
     def refresh_state(self) -> None:
