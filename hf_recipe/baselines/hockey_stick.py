@@ -112,6 +112,7 @@ PROBE = Probe(
     moment="probe",
     measures=(FirstDrop,),  # evidence for it: it runs where hockey-stick is wanted
     take=remember_initial_loss,
+    needs=("fresh",),
 )
 
 FIRST_DROP = Monitor(

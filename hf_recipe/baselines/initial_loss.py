@@ -175,6 +175,7 @@ PROBE = Probe(
     moment="probe",
     measures=(InitialLoss,),
     take=remember_initial_loss,
+    needs=("fresh",),
 )
 
 _RELATIONS = {

@@ -168,6 +168,7 @@ PROBE = Probe(
     moment="probe",
     measures=(PriorGap,),
     take=measure_prior_gap,
+    needs=("fresh",),
 )
 
 
