@@ -55,7 +55,7 @@ class Terms:
     outputs: Any = None
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(Trainer):  # type: ignore[misc]
     """A Trainer whose student learns from its labels and from one or several teachers.
 
     The teachers are kept outside of the student: in evaluation mode, without gradients, in their
@@ -113,7 +113,7 @@ class DistillationTrainer(Trainer):
             raise ValueError("the teacher shares parameters with the student; copy.deepcopy it")
         teacher.requires_grad_(False).eval()
         if getattr(teacher, "hf_device_map", None) is None:
-            teacher.to(self.args.device)  # type: ignore[arg-type]
+            teacher.to(self.args.device)
 
     # ---------------------------------------------------------------- what a batch is
 
@@ -234,6 +234,8 @@ class DistillationTrainer(Trainer):
         """The student's part of the inputs: without columns that only a teacher takes."""
         names = heads.forward_names(self.student)
         others = set().union(*(heads.forward_names(t) for t in self.teachers)) - names
+        if not names:  # a forward(*inputs, **options) takes what it is given
+            return dict(inputs)
         return {k: v for k, v in inputs.items() if k not in others}
 
     def _hard(
@@ -266,7 +268,7 @@ class DistillationTrainer(Trainer):
             mean = self.label_smoother(outputs, labels, shift_labels=task.shift)
         else:
             mean = outputs["loss"]
-        return mean * (labelled / divisor)  # type: ignore[no-any-return]
+        return mean * (labelled / divisor)
 
     # ---------------------------------------------------------------- the teachers
 
@@ -339,14 +341,14 @@ class DistillationTrainer(Trainer):
             if ours is None or theirs is None:
                 continue
             if ours.size != theirs.size and self.args.distill_vocabulary == "error":
-                raise ValueError(
+                raise heads.SpacesDiffer(
                     f"teacher-mismatch: the student has {ours.size} classes, its teacher "
                     f"{theirs.size}; distill_vocabulary='cut' keeps the first "
                     f"{min(ours.size, theirs.size)} of both"
                 )
             at = heads.first_difference(ours.names, theirs.names)
             if at is not None:
-                raise ValueError(
+                raise heads.SpacesDiffer(
                     f"teacher-mismatch: class {at} is {ours.names[at]!r} for the student and "
                     f"{theirs.names[at]!r} for its teacher"
                 )
@@ -403,7 +405,8 @@ class DistillationTrainer(Trainer):
         assert mask is not None  # per_position
         teacher = self.teachers[0]
         own, other = heads.output_head(self.student), heads.output_head(teacher)
-        assert own is not None and other is not None
+        if own is None or other is None:
+            raise ValueError("the chunked loss needs plain linear heads")
         with heads.head_input(own, 1) as states:
             model(**{k: v for k, v in self._own(inputs).items() if k != "labels"})
         with heads.head_input(other, 1) as targets, self._teaching(teacher):

@@ -11,7 +11,7 @@ from hf_recipe.tune.distillation_loss import KINDS
 
 
 @dataclass
-class DistillationTrainingArguments(TrainingArguments):
+class DistillationTrainingArguments(TrainingArguments):  # type: ignore[misc]
     """TrainingArguments with the options of distillation.
 
     Args:

@@ -69,13 +69,14 @@ class Task:
         if self.kind != "classes":
             return None
         if labels is not None and labels.ndim > 1:
-            return labels != self.ignored
+            return torch.ne(labels, self.ignored)
         if not self.per_position:
             return None
         attended = inputs.get("attention_mask")
         if attended is None:
             attended = torch.ones_like(inputs["input_ids"])
-        return attended[..., 1:].bool() if self.shift else attended.bool()
+        seen: Tensor = attended[..., 1:] if self.shift else attended
+        return seen.bool()
 
     def items(self, inputs: Mapping[str, Any]) -> Tensor:
         """How many rows or positions the batch supervises: what a mean is taken over."""
@@ -114,6 +115,7 @@ class Task:
 def task_of(model: nn.Module, inputs: Mapping[str, Any]) -> Task:
     """What `model` is trained to do with such a batch, by its class, config and labels."""
     config, name = getattr(model, "config", None), type(model).__name__
+    names = {kind.__name__ for kind in type(model).__mro__}
     if "start_positions" in inputs or name.endswith("ForQuestionAnswering"):
         return Task("spans")
     labels, problem = inputs.get("labels"), getattr(config, "problem_type", None)
@@ -126,7 +128,7 @@ def task_of(model: nn.Module, inputs: Mapping[str, Any]) -> Task:
     ignored = IGNORED
     if name.endswith("ForSemanticSegmentation"):
         ignored = int(getattr(config, "semantic_loss_ignore_index", 255))
-    return Task("classes", shifts_labels(model), name in _positional_names(), ignored)
+    return Task("classes", shifts_labels(model), bool(names & _positional_names()), ignored)
 
 
 def shifts_labels(model: nn.Module) -> bool:
@@ -137,7 +139,8 @@ def shifts_labels(model: nn.Module) -> bool:
     if getattr(config, "is_encoder_decoder", False):
         return False
     causal = set(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    return type(model).__name__ in causal or getattr(model, "loss_type", "") == "ForCausalLM"
+    names = {kind.__name__ for kind in type(model).__mro__}
+    return bool(names & causal) or getattr(model, "loss_type", "") == "ForCausalLM"
 
 
 def _positional_names() -> set[str]:
@@ -253,6 +256,10 @@ def labelled_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------ spaces
+
+
+class SpacesDiffer(ValueError):
+    """Teacher and student mean different things by the same output."""
 
 
 @dataclass(frozen=True)

@@ -45,12 +45,10 @@ class _Task:
 
 
 def _chunked(
-    task: _Task, tensors: tuple[Tensor | None, ...], divisor: Tensor
+    task: _Task, tensors: tuple[Any, ...], divisor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
     """The loss, its two terms, and the gradients of hidden states, weight and bias."""
     hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bias, labels = tensors
-    assert hidden is not None and weight is not None and labels is not None
-    assert teacher_hidden is not None and teacher_weight is not None
     supervised = (labels != task.ignore_index).nonzero().squeeze(-1)
     wide, objective = task.compute, task.objective
     totals = torch.zeros(2, dtype=wide, device=hidden.device)

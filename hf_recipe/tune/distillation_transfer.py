@@ -64,7 +64,7 @@ def _relations(hidden: Tensor, attended: Tensor | None) -> Tensor:
     scores = states @ states.transpose(1, 2) / states.shape[-1] ** 0.5
     if attended is not None and attended.shape[-1] == scores.shape[-1]:
         scores = scores.masked_fill(attended[:, None, :] == 0, torch.finfo(scores.dtype).min)
-    return scores.log_softmax(-1)
+    return torch.log_softmax(scores, dim=-1)
 
 
 def _mean_divergence(maps: list[tuple[Tensor, Tensor]], attended: Tensor | None) -> Tensor:

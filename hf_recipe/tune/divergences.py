@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Kind = Literal["forward_kl", "reverse_kl", "jsd", "skewed_kl"]
@@ -73,9 +74,8 @@ class Head:
     softcap: float | None = None
 
     def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: Any) -> Tensor:
-        """The logits (rows, vocabulary) of some rows, in a buffer of their own."""
-        product = hidden @ weight.T if bias is None else torch.addmm(bias, hidden, weight.T)
-        product = product.to(dtype)
+        """The logits (..., vocabulary) of hidden states (..., width), in a buffer of their own."""
+        product = F.linear(hidden, weight, bias).to(dtype)
         if self.scale != 1.0:
             product.mul_(self.scale)
         if self.softcap is not None:
