@@ -69,7 +69,7 @@ class Task:
         if self.kind != "classes":
             return None
         if labels is not None and labels.ndim > 1:
-            return torch.ne(labels, self.ignored)
+            return ~labels.eq(self.ignored)
         if not self.per_position:
             return None
         attended = inputs.get("attention_mask")

@@ -154,10 +154,11 @@ NOISY = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 
 def watch_teachers(subject: Subject) -> Iterator[TeacherState]:
     """Compute the training loss of one batch and note how each teacher stands meanwhile."""
+    teachers = teachers_of(subject)
     batch = subject.batch(size=ROWS)
     held = subject.optimizer.param_groups if subject.optimizer is not None else []
     optimized = {id(p) for group in held for p in group["params"]}
-    for index, teacher in enumerate(teachers_of(subject)):
+    for index, teacher in enumerate(teachers):
         calls: list[tuple[int, bool]] = []
 
         def note(module: nn.Module, *_: Any, calls: list[tuple[int, bool]] = calls) -> None:
