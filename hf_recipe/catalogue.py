@@ -37,8 +37,9 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.data.masks",
     "hf_recipe.data.columns",
     "hf_recipe.data.duplicates",
-    "hf_recipe.tune.teachers",
     "hf_recipe.tune.teacher_gain",
+    "hf_recipe.tune.teacher_weight",
+    "hf_recipe.tune.teachers",
 )
 
 

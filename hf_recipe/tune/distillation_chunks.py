@@ -70,6 +70,7 @@ def chunked_terms(
     task: heads.Task,
     divisor: Tensor | int,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, the soft and the hard term of one micro-batch, without its logits."""
     labels = task.labels(inputs)
     mask = task.mask(inputs)
     assert mask is not None  # per_position
@@ -103,6 +104,6 @@ def chunked_terms(
         student_head=heads.declared_head(trainer.student),
         teacher_head=heads.declared_head(teacher),
         num_items=divisor,
-        vocabulary=trainer.args.distill_vocabulary,  # type: ignore[arg-type]
+        vocabulary=trainer.args.distill_vocabulary,
     )
     return total, soft, hard
