@@ -336,4 +336,5 @@ TEACHER_NO_BETTER = Check(
     "teacher at the end is a success, so that is a note.",
     judges=(judge_gain, judge_fidelity),
     explains=("distillation-idle",),
+    call="hf_recipe.tune.teacher_gain.fidelity(trainer)",
 )
