@@ -22,11 +22,17 @@ if TYPE_CHECKING:
     from hf_recipe.trainer.callback import LRDecayCallback as LRDecayCallback
     from hf_recipe.trainer.callback import RecipeCallback as RecipeCallback
     from hf_recipe.trainer.recipe import RecipeError as RecipeError
+    from hf_recipe.tune.distillation import DistillationTrainer as DistillationTrainer
+    from hf_recipe.tune.distillation_arguments import (
+        DistillationTrainingArguments as DistillationTrainingArguments,
+    )
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "CHECKS": "hf_recipe.catalogue",
+    "DistillationTrainer": "hf_recipe.tune.distillation",
+    "DistillationTrainingArguments": "hf_recipe.tune.distillation_arguments",
     "HockeyStickCallback": "hf_recipe.trainer.callback",
     "InitialLossCallback": "hf_recipe.trainer.callback",
     "LRDecayCallback": "hf_recipe.trainer.callback",

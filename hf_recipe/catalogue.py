@@ -37,6 +37,9 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.complexify.loss_course",
     "hf_recipe.complexify.nonfinite_origin",
     "hf_recipe.complexify.schedule",
+    "hf_recipe.tune.teacher_gain",
+    "hf_recipe.tune.teacher_weight",
+    "hf_recipe.tune.teachers",
 )
 
 
