@@ -234,7 +234,7 @@ def line(values: Sequence[float]) -> tuple[float, float, float]:
     return middle, slope, error
 
 
-class EarlyStopping(TrainerCallback):
+class EarlyStopping(TrainerCallback):  # type: ignore[misc]
     """Stops the Trainer by `StoppingRule`; needs an ``eval_strategy`` and nothing else.
 
     Works with ``load_best_model_at_end`` off; with several evaluation sets it follows the one
@@ -325,7 +325,7 @@ class EarlyStopping(TrainerCallback):
     def _share(self, state: Any) -> float | None:
         if self._decay is None:
             return None
-        last = state.global_step - 1  # the step whose rate was used last
+        last = int(state.global_step) - 1  # the step whose rate was used last
         if last >= state.max_steps - 1:
             return 1.0
         return self._decay[min(last // self._every, len(self._decay) - 1)]

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from hf_recipe.core.check import Check, Measurement, Probe
 from hf_recipe.core.finding import Fault
+from hf_recipe.instruments.subject import Plan
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def _interval(steps: float | None, total: int | None) -> int | None:
 
 def _evaluations(subject: Any, strategy: str, every: int | None) -> int | None:
     """How many evaluations the run will see; with steps, one more at the end."""
-    plan, delay = subject.plan, float(subject.args.eval_delay or 0)
+    plan: Plan | None = subject.plan
+    delay = float(subject.args.eval_delay or 0)
     if strategy == "no":
         return 0
     if plan is None:
