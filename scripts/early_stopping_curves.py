@@ -70,7 +70,7 @@ def record(name: str, schedule: str, flipped: float, seed: int) -> np.ndarray:
     (inputs, labels), (held_out, truth) = data(name, flipped, rng)
     width = int(rng.choice([16, 64, 256]))
     adam = bool(rng.random() < 0.6)
-    peak = float(10 ** rng.uniform(-3.5, -2.7) if adam else 10 ** rng.uniform(-2.0, -1.2))
+    peak = float(10 ** rng.uniform(-3.2, -2.5) if adam else 10 ** rng.uniform(-1.6, -1.0))
     layers: list[nn.Module] = [nn.Linear(inputs.shape[1], width), nn.ReLU()]
     if rng.random() < 0.5:
         layers += [nn.Dropout(float(rng.choice([0.0, 0.2]))), nn.Linear(width, width), nn.ReLU()]
@@ -84,7 +84,7 @@ def record(name: str, schedule: str, flipped: float, seed: int) -> np.ndarray:
     steps = EVALUATIONS * every
     rows = []
     for step in range(steps):
-        chosen = torch.tensor(rng.integers(0, len(inputs), 64))
+        chosen = torch.tensor(rng.integers(0, len(inputs), 128))
         for group in optimizer.param_groups:
             group["lr"] = peak * rate(schedule, step / steps)
         optimizer.zero_grad()

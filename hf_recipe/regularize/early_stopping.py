@@ -35,9 +35,10 @@ class StoppingRule:
         greater_is_better: direction of the metric.
         min_delta: gain, in the metric's own unit, that counts. Smaller steady gains add up.
         min_evaluations: never stop before so many (NaN not counted).
-        patience: evaluations without a new best before the trend is asked.
-        patience_share: the same as a share of the evaluations that the best one took, so that
-            slow curves are given more time.
+        patience: evaluations without a new best before the trend is asked, on a quiet curve.
+        patience_for_noise: further ones for each percent of the best value that one evaluation
+            scatters by: a best of many noisy evaluations is luck, and takes longer to repeat.
+        most_patience: they are never more than this.
         window: evaluations through which the trend is laid.
         horizon: evaluations ahead at which the trend must promise a new best.
 
@@ -54,24 +55,26 @@ class StoppingRule:
         *,
         min_delta: float = 0.0,
         min_evaluations: int = 8,
-        patience: int = 3,
-        patience_share: float = 0.2,
-        window: int = 8,
-        horizon: int = 6,
+        patience: int = 4,
+        patience_for_noise: float = 1.0,
+        most_patience: int = 16,
+        window: int = 12,
+        horizon: int = 12,
     ) -> None:
         if not (min_delta >= 0 and math.isfinite(min_delta)):
             raise ValueError(f"min_delta must be a number >= 0; got {min_delta}")
-        if min(min_evaluations, patience) < 1 or window < 3 or horizon < 0 or patience_share < 0:
+        if min(min_evaluations, patience) < 1 or window < 3 or min(horizon, patience_for_noise) < 0:
             raise ValueError(
                 "min_evaluations and patience must be at least 1, window at least 3, horizon and "
-                f"patience_share at least 0; got {min_evaluations}, {patience}, {window}, "
-                f"{horizon}, {patience_share}"
+                f"patience_for_noise at least 0; got {min_evaluations}, {patience}, {window}, "
+                f"{horizon}, {patience_for_noise}"
             )
         self.greater_is_better = greater_is_better
         self.min_delta = min_delta
         self.min_evaluations = min_evaluations
         self.patience = patience
-        self.patience_share = patience_share
+        self.patience_for_noise = patience_for_noise
+        self.most_patience = most_patience
         self.window = window
         self.horizon = horizon
         self.reason = ""
@@ -139,7 +142,9 @@ class StoppingRule:
     def _turned(self) -> str:
         """Why no new best is to be expected, or an empty text."""
         waited = self.evaluations - self._counted_at
-        needed = max(self.patience, self.patience_share * self._counted_at)
+        level = max(abs(self._best), 1e-12)
+        noisy = self.patience + self.patience_for_noise * 100 * self.noise() / level
+        needed = max(self.patience, min(noisy, self.most_patience))
         if self.evaluations < self.min_evaluations or waited < needed:
             return ""
         forecast = self._forecast(self.window)
@@ -157,18 +162,11 @@ class StoppingRule:
         return middle + slope * ((min(window, len(self._values)) - 1) / 2 + self.horizon)
 
     def _falls_slowly(self) -> bool:
-        """Whether a fall that noise hides from the window shows over a longer stretch."""
-        noise = self.noise()
-        for width in (2 * self.window, 4 * self.window):
-            if len(self._values) < width:
-                return False
-            values = self._values[-width:]
-            _, slope, error = line(values)
-            _, late, _ = line(values[width // 2 :])
-            spread = math.sqrt(12 / width**3) * noise
-            if slope < -3 * max(error, spread) and late < 0 and self._forecast(width) < self._best:
-                return True
-        return False
+        """Whether a fall that noise hides from the window shows over twice its length."""
+        if len(self._values) < 2 * self.window:
+            return False
+        _, slope, error = line(self._values[-2 * self.window :])
+        return slope < -3 * error and self._forecast(2 * self.window) < self._best
 
     def noise(self) -> float:
         """Standard deviation of one evaluation around the curve's own course.
@@ -176,7 +174,7 @@ class StoppingRule:
         From second differences, which a straight course leaves at nothing; with few evaluations,
         the smaller of that and the standard error given.
         """
-        recent = np.asarray(self._values[-2 * self.window :])
+        recent = np.asarray(self._values[-16:])
         given = [error for error in self._errors[-3:] if math.isfinite(error)]
         if len(recent) < 3:
             return given[-1] if given else 0.0

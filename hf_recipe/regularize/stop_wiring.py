@@ -119,7 +119,7 @@ def _reported(subject: Any) -> tuple[str, ...] | None:
     for name in ("evaluate", "evaluation_loop", "prediction_step", "log"):
         method = inspect.getattr_static(type(trainer), name)
         module = getattr(inspect.unwrap(method), "__module__", "")
-        if not module.startswith("transformers.") or name in vars(trainer):
+        if not module.startswith("transformers."):
             return None
     names = ("loss", "runtime", "samples_per_second", "steps_per_second")
     if isinstance(trainer.eval_dataset, dict):
