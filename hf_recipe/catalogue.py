@@ -37,6 +37,8 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.complexify.loss_course",
     "hf_recipe.complexify.nonfinite_origin",
     "hf_recipe.complexify.schedule",
+    "hf_recipe.regularize.overfitting",
+    "hf_recipe.regularize.stop_wiring",
     "hf_recipe.tune.teacher_gain",
     "hf_recipe.tune.teacher_weight",
     "hf_recipe.tune.teachers",
