@@ -1,1 +1,48 @@
-"""The recipe for training neural networks, made executable for Hugging Face's Trainer."""
+"""The recipe for training neural networks, made executable for Hugging Face's Trainer.
+
+    recipe = hf_recipe.attach(trainer)
+    trainer.train()
+
+Importing this imports no torch; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_recipe.catalogue import CHECKS as CHECKS
+    from hf_recipe.core.report import Report as Report
+    from hf_recipe.trainer.attach import attach as attach
+    from hf_recipe.trainer.callback import HockeyStickCallback as HockeyStickCallback
+    from hf_recipe.trainer.callback import InitialLossCallback as InitialLossCallback
+    from hf_recipe.trainer.callback import LRDecayCallback as LRDecayCallback
+    from hf_recipe.trainer.callback import RecipeCallback as RecipeCallback
+    from hf_recipe.trainer.recipe import RecipeError as RecipeError
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CHECKS": "hf_recipe.catalogue",
+    "HockeyStickCallback": "hf_recipe.trainer.callback",
+    "InitialLossCallback": "hf_recipe.trainer.callback",
+    "LRDecayCallback": "hf_recipe.trainer.callback",
+    "RecipeCallback": "hf_recipe.trainer.callback",
+    "RecipeError": "hf_recipe.trainer.recipe",
+    "Report": "hf_recipe.core.report",
+    "attach": "hf_recipe.trainer.attach",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'hf_recipe' has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -13,7 +13,7 @@ from dataclasses import fields
 from typing import Any
 
 from hf_recipe.catalogue import CHECKS, complete
-from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
+from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip, private_paths
 from hf_recipe.core.config import Settings
 from hf_recipe.core.exhibit import Answer
 from hf_recipe.core.finding import Finding, Moment
@@ -171,7 +171,7 @@ class Examiner:
                 split=split,
                 step=step,
                 values=measurement.values(),
-                private=tuple(f.name for f in fields(measurement) if f.metadata.get("private")),
+                private=private_paths(type(measurement)),
             )
             self.report.store(stored, keep=bool(found))
         for finding in found:

@@ -60,20 +60,58 @@ class Measurement:
         return cls(**{k: typed(hints[k], v) for k, v in values.items() if k in known})
 
 
+def private_paths(record: Any) -> tuple[str, ...]:
+    """Dotted paths of the private fields of a measurement, nested records included.
+
+    A path goes through tuples unmarked and through ``dict[str, ...]`` as ``*``.
+    """
+    found: list[str] = []
+    hints = hints_of(record)
+    for item in dataclasses.fields(record):
+        if item.metadata.get("private"):
+            found.append(item.name)
+        else:
+            found += [f"{item.name}.{path}" for path in _private_within(hints[item.name])]
+    return tuple(found)
+
+
+def _private_within(hint: Any) -> list[str]:
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return list(private_paths(hint))
+    step = "*." if typing.get_origin(hint) in (dict, Mapping) else ""
+    return [f"{step}{path}" for a in typing.get_args(hint) for path in _private_within(a)]
+
+
+def without(values: Any, path: str) -> Any:
+    """`values` (JSON) without what stands at a dotted `path` of `private_paths`."""
+    if isinstance(values, (list, tuple)):
+        return [without(item, path) for item in values]
+    if not isinstance(values, Mapping):
+        return values
+    head, _, rest = path.partition(".")
+    if not rest:
+        return {key: item for key, item in values.items() if key != head}
+    return {
+        key: without(item, rest) if head in ("*", key) else item for key, item in values.items()
+    }
+
+
 def plain(value: Any) -> Any:
     """`value` as JSON without bare NaN: non-finite floats become ``{"$float": "nan"}``."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"$float": str(float(value))}
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"$float": str(float(value))}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, (set, frozenset)):
+        return [plain(item) for item in sorted(value, key=repr)]
+    if value is None or isinstance(value, (bool, int, str)):
         return value
-    if hasattr(value, "item"):  # a numpy or torch scalar that slipped in
-        return plain(value.item())
+    if hasattr(value, "tolist"):  # a numpy or torch value that slipped in
+        return plain(value.tolist())
     return str(value)
 
 
@@ -100,13 +138,13 @@ def typed(hint: Any, value: Any) -> Any:
         return float(value["$float"])
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return typed(next(a for a in arguments if a is not type(None)), value)
+        return typed(_arm(arguments, value), value)
     if origin is tuple and isinstance(value, (list, tuple)):
         if len(arguments) == 2 and arguments[1] is Ellipsis:
             return tuple(typed(arguments[0], item) for item in value)
         return tuple(typed(a, item) for a, item in zip(arguments, value, strict=True))
+    if origin is list and isinstance(value, (list, tuple)):
+        return [typed(arguments[0], item) for item in value]
     if origin in (dict, Mapping) and isinstance(value, Mapping):
         return {key: typed(arguments[1], item) for key, item in value.items()}
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
@@ -115,6 +153,20 @@ def typed(hint: Any, value: Any) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return unplain(value)
+
+
+def _arm(arms: tuple[Any, ...], value: Any) -> Any:
+    """The member of a union that `value` (from JSON) belongs to."""
+    if value is None or isinstance(value, str):
+        return Any
+    if isinstance(value, (Mapping, list, tuple)):
+        containers = (tuple, list) if not isinstance(value, Mapping) else (dict, Mapping)
+        for arm in arms:
+            record = dataclasses.is_dataclass(arm) and isinstance(value, Mapping)
+            if record or typing.get_origin(arm) in containers:
+                return arm
+        return Any
+    return float if float in arms and int not in arms else Any
 
 
 Judge = Callable[..., Iterable[Fault]]
@@ -222,8 +274,8 @@ class Probe:
         measures: the kinds of measurement it yields.
         take: gets the subject; yields measurements (bare or `Located`), exhibits and answers;
             raises `Skip` with the reason where it cannot.
-        needs: what must be there: "optimizer" (optimizer and scheduler exist),
-            "unsharded" (whole parameters on every rank).
+        needs: what must be there: "fresh" (weights that no step has moved), "optimizer"
+            (optimizer and scheduler exist), "trainer" (a Trainer, not a callback alone).
     """
 
     name: str

@@ -85,7 +85,8 @@ class Settings:
             ("argument", arguments or {}),
         ]
         for origin, given in sources:
-            for name, value in given.items():
+            for key, value in given.items():
+                name = str(key)
                 if name not in known:
                     _refuse_typo(name, known, origin)
                 elif value is not None:
@@ -164,7 +165,10 @@ def _from_pyproject(path: Path) -> Mapping[str, Any]:
         table = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
-    return dict(table.get("hf_recipe", {}))
+    ours = table.get("hf_recipe", {})
+    if not isinstance(ours, Mapping):
+        raise ValueError(f"{path}: [tool.hf_recipe] must be a table; got {ours!r}")
+    return dict(ours)
 
 
 def _from_yaml(path: Path) -> Mapping[str, Any]:

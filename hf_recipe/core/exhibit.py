@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,6 +144,8 @@ class Series:
     """A curve that never outgrows memory: at `limit` points every second one is dropped."""
 
     def __init__(self, limit: int = 4096) -> None:
+        if limit < 2:
+            raise ValueError(f"a series needs room for 2 points or more; got limit={limit}")
         self.limit = limit
         self.stride = 1
         self.seen = 0
@@ -156,19 +159,34 @@ class Series:
                 del self.x[1::2], self.y[1::2]
                 self.stride *= 2
             if self.seen % self.stride == 0:
-                self.x.append(x)
-                self.y.append(y)
+                self.x.append(float(x))
+                self.y.append(float(y))
         self.seen += 1
 
     def line(self, name: str) -> Line:
         return Line(name, tuple(self.x), tuple(self.y))
 
     def state(self) -> dict[str, Any]:
-        return {"stride": self.stride, "seen": self.seen, "x": self.x, "y": self.y}
+        """What `from_state` needs, as JSON of its own: later points do not change it."""
+        return {
+            "stride": self.stride,
+            "seen": self.seen,
+            "x": [_tagged(v) for v in self.x],
+            "y": [_tagged(v) for v in self.y],
+        }
 
     @classmethod
     def from_state(cls, state: dict[str, Any], limit: int = 4096) -> Series:
         series = cls(limit)
         series.stride, series.seen = int(state["stride"]), int(state["seen"])
-        series.x, series.y = list(state["x"]), list(state["y"])
+        series.x = [_untagged(v) for v in state["x"]]
+        series.y = [_untagged(v) for v in state["y"]]
         return series
+
+
+def _tagged(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)  # JSON has no bare NaN
+
+
+def _untagged(value: float | str) -> float:
+    return float(value)

@@ -99,38 +99,59 @@ def fold(findings: Iterable[Finding], explains: Mapping[str, Iterable[str]]) -> 
 
     Returns:
         The roots, causes before lone findings and worse before milder ones. Errors are never
-        folded, so that a second fault stays visible.
+        folded, so that a second fault stays visible; nor is a finding folded under a milder one.
     """
     everything = list(findings)
-    present = {finding.check for finding in everything}
-    causes: dict[str, str] = {}
+    present = list(dict.fromkeys(finding.check for finding in everything))
+    causes: dict[str, list[str]] = {check: [] for check in present}
     for cause in present:
         for symptom in explains.get(cause, ()):
-            if symptom in present and symptom != cause:
-                causes.setdefault(symptom, cause)
+            if symptom in causes and symptom != cause:
+                causes[symptom].append(cause)
+    above = {check: _reachable(check, causes) for check in present}
+    worst = {
+        check: min(SEVERITIES.index(f.severity) for f in everything if f.check == check)
+        for check in present
+    }
 
-    def root_of(check: str) -> str:
-        seen = {check}
-        while check in causes and causes[check] not in seen:
-            check = causes[check]
-            seen.add(check)
-        return check
+    def accounted(finding: Finding) -> bool:
+        rank = SEVERITIES.index(finding.severity)
+        return rank > 0 and any(worst[c] <= rank for c in above[finding.check] - {finding.check})
 
-    roots = [f for f in everything if f.severity == "error" or root_of(f.check) == f.check]
-    standing = {finding.check for finding in roots}
-    symptoms: dict[str, list[Finding]] = {}
-    for finding in everything:
-        if finding in roots:
-            continue
-        cause = root_of(finding.check)
-        if cause not in standing:  # its cause lies in a ring of mutual explanations
-            roots.append(finding)
-            standing.add(finding.check)
-            continue
-        symptoms.setdefault(cause, []).append(finding)
-    folded = []
-    for finding in roots:
-        under = symptoms.pop(finding.check, ())  # under the first of several subjects only
-        folded.append(replace(finding, symptoms=tuple(under)) if under else finding)
+    roots = [i for i, f in enumerate(everything) if not accounted(f)]
+    under: dict[int, list[Finding]] = {}
+    left = [i for i, f in enumerate(everything) if accounted(f)]
+    # Checks that explain each other stand in a ring: the first of them seen becomes the root.
+    for i in sorted(left, key=lambda i: everything[i].check not in above[everything[i].check]):
+        finding = everything[i]
+        standing = [r for r in roots if _may_carry(everything[r], finding, above)]
+        if standing:
+            best = max(standing, key=lambda r: _kinship(everything[r], finding))
+            under.setdefault(best, []).append(finding)
+        else:
+            roots.append(i)
+    folded = [replace(everything[i], symptoms=tuple(under.get(i, ()))) for i in roots]
     folded.sort(key=lambda f: (SEVERITIES.index(f.severity), not f.symptoms))
     return folded
+
+
+def _reachable(check: str, causes: Mapping[str, list[str]]) -> set[str]:
+    """Every check that accounts for `check`, at any remove; itself only if it is in a ring."""
+    found: set[str] = set()
+    open_ends = list(causes[check])
+    while open_ends:
+        cause = open_ends.pop()
+        if cause not in found:
+            found.add(cause)
+            open_ends += causes[cause]
+    return found
+
+
+def _may_carry(root: Finding, finding: Finding, above: Mapping[str, set[str]]) -> bool:
+    milder = SEVERITIES.index(root.severity) > SEVERITIES.index(finding.severity)
+    return root.check != finding.check and root.check in above[finding.check] and not milder
+
+
+def _kinship(root: Finding, finding: Finding) -> tuple[bool, bool]:
+    """Of several roots that account for a finding, the one about the same thing carries it."""
+    return (root.subject == finding.subject, root.split == finding.split)

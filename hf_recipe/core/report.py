@@ -6,20 +6,23 @@ It is written while the run goes on, atomically, so that a killed run leaves a r
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_recipe.core.check import hints_of, plain, typed, unplain
+from hf_recipe.core.check import hints_of, plain, typed, unplain, without
 from hf_recipe.core.exhibit import EXHIBITS, Answer, Exhibit
 from hf_recipe.core.finding import SEVERITIES, STAGES, Finding, Moment, Stage, fold
 
 SCHEMA = "hf_recipe.report/1"
 MOST_MEASUREMENTS = 1024
+MOST_KEPT = 16  # of one kind, moment and split, while a run goes on
 
 GATES: dict[Stage, str] = {
     "data": "we should now have a good understanding of the dataset",
@@ -60,7 +63,8 @@ class Gate:
 class Stored:
     """A measurement as it stands in a report, so that it can be judged again.
 
-    ``private`` names the fields of ``values`` that hold the user's data.
+    ``private`` names the fields of ``values`` that hold the user's data (nested ones as
+    ``outer.inner``); ``kept`` says that something was found in it.
     """
 
     kind: str
@@ -70,6 +74,7 @@ class Stored:
     step: int | None
     values: Mapping[str, Any]
     private: tuple[str, ...] = ()
+    kept: bool = False
 
 
 @dataclass
@@ -109,7 +114,8 @@ class Report:
             for finding in self.findings:
                 if finding.severity == severity:
                     about = f" ({finding.subject})" if finding.subject else ""
-                    return f"Mend {finding.check}{about} first: {finding.fix}"
+                    how = finding.fix or f"hf-recipe explain {finding.check}"
+                    return f"Mend {finding.check}{about} first: {how}"
         passed = {gate.stage for gate in self.gates if gate.verdict != "fail"}
         for gate in self.gates:
             if gate.verdict == "fail":
@@ -137,15 +143,15 @@ class Report:
         """Keep a measurement; without `keep` it replaces the last of its kind, moment and split.
 
         A run that is flushed a thousand times thus keeps the newest of each kind and those
-        that something was found in.
+        that something was found in: of these the first ones and the newest.
         """
-        if not keep:
-            place = (stored.kind, stored.moment, stored.split)
-            for i in range(len(self.measurements) - 1, -1, -1):
-                old = self.measurements[i]
-                if (old.kind, old.moment, old.split) == place and old.moment in ("run", "eval"):
-                    del self.measurements[i]
-                    break
+        stored = replace(stored, kept=keep)
+        if stored in self.measurements:  # the same probe, run again, saw the same
+            return
+        if stored.moment in ("run", "eval"):
+            rivals = [i for i, old in enumerate(self.measurements) if _same_place(old, stored)]
+            if rivals and len(rivals) >= (MOST_KEPT if keep else 1):
+                del self.measurements[rivals[-1]]
         self.measurements.append(stored)
         del self.measurements[:-MOST_MEASUREMENTS]
 
@@ -165,16 +171,17 @@ class Report:
         self.gates.sort(key=lambda g: STAGES.index(g.stage))
 
     def redacted(self) -> Report:
-        """A copy without rows, quoted values or private exhibits: what may leave the machine."""
+        """A copy without rows, quoted values or private exhibits: what may leave the machine.
+
+        The text of a crash may hold values of the data; its type remains.
+        """
         return replace(
             self,
-            flat=[replace(f, examples=(), quotes=()) for f in self.flat],
+            flat=[_without_rows(finding) for finding in self.flat],
             exhibits=[e for e in self.exhibits if not e.private],
-            crashed={name: text.split(":", 1)[0] for name, text in self.crashed.items()},
+            crashed={name: _type_of_error(text) for name, text in self.crashed.items()},
             measurements=[
-                replace(
-                    m, values={k: v for k, v in m.values.items() if k not in m.private}, private=()
-                )
+                replace(m, values=functools.reduce(without, m.private, m.values))
                 for m in self.measurements
             ],
         )
@@ -219,7 +226,10 @@ class Report:
             ran={name: list(moments) for name, moments in data["ran"].items()},
             skipped=dict(data["skipped"]),
             crashed=dict(data["crashed"]),
-            measurements=[_record(Stored, item) for item in data["measurements"]],
+            measurements=[  # their values stay JSON until they are judged again
+                replace(_record(Stored, item), values=item["values"])
+                for item in data["measurements"]
+            ],
             exhibits=[_exhibit(item) for item in data["exhibits"]],
             answers=[_record(Answer, item) for item in data["answers"]],
             gates=[_record(Gate, item) for item in data["gates"]],
@@ -232,6 +242,8 @@ class Report:
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """The report as JSON text; written atomically to `path` if one is given."""
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
+        # Half a surrogate pair, as broken texts hold, has no UTF-8; JSON can escape it.
+        text = re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
         if path is not None:
             write_atomically(path, text)
         return text
@@ -284,6 +296,26 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _same_place(old: Stored, new: Stored) -> bool:
+    return (old.kind, old.moment, old.split, old.kept) == (
+        new.kind,
+        new.moment,
+        new.split,
+        new.kept,
+    )
+
+
+def _without_rows(finding: Finding) -> Finding:
+    symptoms = tuple(_without_rows(symptom) for symptom in finding.symptoms)
+    return replace(finding, examples=(), quotes=(), symptoms=symptoms)
+
+
+def _type_of_error(text: str) -> str:
+    """The `ValueError` of "ValueError: ...", and nothing of a text that does not start so."""
+    kind = re.match(r"([A-Za-z_][A-Za-z0-9_.]*)(?=:|$)", text)
+    return kind[1] if kind else "error"
 
 
 def _index(values: Iterable[str], value: str) -> int:

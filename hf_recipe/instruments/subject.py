@@ -47,6 +47,8 @@ class Subject:
         optimizer, scheduler: where they exist (at train begin, or borrowed by preflight).
         plan: the run's steps; None where they cannot be known.
         step: optimizer steps done so far.
+        fresh: whether this is the first training of these weights: no step was taken, by this
+            attempt or an earlier one, and nothing was resumed.
         first_inputs: the real inputs of the first training step, once they are there: what
             streams, packed and overridden dataloaders are probed on.
         compute_loss: (inputs, return_outputs) -> loss or (loss, outputs), as the Trainer would,
@@ -64,6 +66,7 @@ class Subject:
     plan: Plan | None = None
     step: int = 0
     resumed: bool = False
+    fresh: bool = True
     first_inputs: Mapping[str, Any] | None = None
     loss_function: Callable[..., Any] | None = None
     cache: dict[str, Any] = field(default_factory=dict)

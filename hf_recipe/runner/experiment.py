@@ -1,0 +1,391 @@
+"""One experiment: a Trainer run that the recipe watches, recorded, and never run twice.
+
+An outcome is kept under a name made of the data, the user's flags and the experiment's own
+settings; a run that was killed and started again finds what it had done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+from transformers import Trainer, TrainerCallback, set_seed
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+
+from hf_recipe.core.config import Settings
+from hf_recipe.core.exhibit import Curve, Line
+from hf_recipe.core.finding import Stage
+from hf_recipe.core.report import Report
+from hf_recipe.instruments.compare import Outcome, Variant, remembered
+from hf_recipe.instruments.distributed import rank, world_size
+from hf_recipe.runner.data import Data
+from hf_recipe.runner.feed import Feed
+from hf_recipe.runner.ledger import Ledger, command_line, git_state, tracked
+from hf_recipe.runner.models import build, given_config
+from hf_recipe.runner.options import Options, split_list
+from hf_recipe.runner.show import Show
+from hf_recipe.trainer.attach import attach
+from hf_recipe.trainer.metrics import PRIMARY, compute_metrics_for
+
+EVALUATIONS, TRAIN_SAMPLE = 6, 1024
+RATES = {"image": 2e-3, "text": 5e-4, "numbers": 3e-3, "pretrained": 3e-5}
+EPOCHS = {"image": 30.0, "text": 8.0, "numbers": 30.0, "pretrained": 3.0}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that an experiment may change. `change` gives a new one.
+
+    Attributes:
+        model: "simplest", "student", "base" or "large".
+        epochs: passes over `part`.
+        schedule: a name of transformers' schedules.
+        warmup: share of the steps.
+        part: which rows to learn from: "train" or "train+validation".
+        teacher: folder of a saved model to learn from; "" for none.
+        keep: whether the weights are saved.
+        watch: "full", or "trial": errors alone are reported.
+    """
+
+    model: str
+    learning_rate: float
+    epochs: float
+    schedule: str = "linear"
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+    augment: bool = False
+    early_stopping: bool = False
+    part: str = "train"
+    teacher: str = ""
+    keep: bool = False
+    watch: str = "trial"
+
+    def change(self, **changes: Any) -> Setup:
+        return replace(self, **changes)
+
+    def variant(self, change: str, seed: int = 0) -> Variant:
+        return Variant(change, asdict(self), seed)
+
+
+class Lab:
+    """Where experiments are run: data, folder, report and what is shown.
+
+    Attributes:
+        report: the whole job's.
+        stage: which stage is at work.
+        kept: outcomes of this job by key, new or remembered.
+    """
+
+    def __init__(self, options: Options, data: Data, folder: Path, show: Show) -> None:
+        self.options, self.data, self.folder, self.show = options, data, folder, show
+        self.pretrained = options.model.model_name_or_path is not None
+        self.feed = Feed(data, options, folder, given_config(options))
+        self.report = Report(title=f"The recipe on {data.name}")
+        self.stage: Stage = "data"
+        self.metric_name = PRIMARY[data.task]
+        self.group = time.strftime("recipe-%Y%m%d-%H%M%S")
+        self.context = self._context()
+        self.ledger = Ledger(folder / "experiments.csv", command_line(), git_state())
+        self._train = remembered(self._experiment, folder / "outcomes" / self.context)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and speaks."""
+        return rank() == 0
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of comparisons, from the user's own on."""
+        first = int(self.options.training.seed)
+        return tuple(range(first, first + self.options.recipe.seeds))
+
+    @property
+    def start(self) -> Setup:
+        """Where the recipe begins: the user's flags, or defaults that suit the input."""
+        args, given = self.options.training, self.options.given
+        kind = "pretrained" if self.pretrained else self.data.kind
+        rate = args.learning_rate if "learning_rate" in given else RATES[kind]
+        epochs = args.num_train_epochs if "num_train_epochs" in given else EPOCHS[kind]
+        return Setup(
+            "base",
+            float(rate),
+            float(epochs),
+            schedule=str(SchedulerType(args.lr_scheduler_type).value),
+            weight_decay=float(args.weight_decay),
+            label_smoothing=float(args.label_smoothing_factor),
+        )
+
+    def run(self, change: str, setup: Setup, seed: int | None = None) -> Outcome:
+        """Train once, or remember having done so; one line either way."""
+        return self.train(setup.variant(change, self.seeds[0] if seed is None else seed))
+
+    def train(self, variant: Variant) -> Outcome:
+        """As `run`, for `instruments.compare.compare`."""
+        path = self.folder / "outcomes" / self.context / f"{variant.key}.json"
+        known = path.is_file()
+        outcome = self._train(variant)
+        if self.leads:
+            self._take_in(variant)
+            number = self.ledger.record(self.stage, variant, outcome, note=self._note(outcome))
+            self.show.experiment(number, variant, outcome, self.metric_name, known=known)
+        return outcome
+
+    # ---------------------------------------------------------------- inside
+
+    def _experiment(self, variant: Variant) -> Outcome:
+        setup = Setup(**variant.settings)
+        args = self.arguments(setup, variant)
+        with self._tracking(variant, args), self.show.training(variant.change) as progress:
+            trainer = self.trainer(setup, args)
+            if progress is not None:
+                trainer.add_callback(progress)
+            recipe = self._watch(trainer, setup, variant)
+            began = time.perf_counter()
+            trainer.train()
+            seconds = time.perf_counter() - began
+            outcome = self._measure(trainer, setup, seconds)
+            recipe.detach()
+        if setup.keep:
+            trainer.save_model(str(self.model_path(variant)))
+        if self.leads:
+            shutil.rmtree(args.output_dir, ignore_errors=True)
+        return outcome
+
+    def model_path(self, variant: Variant) -> Path:
+        """Where the weights of an experiment with ``keep=True`` lie."""
+        return self.folder / "models" / variant.key
+
+    def trainer(self, setup: Setup, args: Any) -> Trainer:
+        """A Trainer for `setup`, its model freshly drawn."""
+        set_seed(args.seed)
+        model = build(self.data, self.feed, self.options, setup.model, setup.dropout)
+        common: dict[str, Any] = {
+            "model": model,
+            "args": args,
+            "train_dataset": self.feed.rows(setup.part, augment=setup.augment),
+            "eval_dataset": self.feed.rows("validation"),
+            "data_collator": self.feed.collate,
+            "processing_class": self.feed.processing_class,
+            "compute_metrics": compute_metrics_for(self.data.task, scale=self.data.scale),
+        }
+        if setup.teacher:
+            from hf_recipe.runner.distil import distillation_trainer
+
+            trainer = distillation_trainer(setup.teacher, common)
+        else:
+            trainer = Trainer(**common)
+        if setup.early_stopping:
+            from hf_recipe.regularize.early_stopping import EarlyStopping
+
+            trainer.add_callback(EarlyStopping())
+        trainer.remove_callback(transformers.PrinterCallback)
+        return trainer
+
+    def arguments(self, setup: Setup, variant: Variant) -> Any:
+        """The user's TrainingArguments with this experiment's settings."""
+        args, given = copy.copy(self.options.training), self.options.given
+        rows = sum(len(self.data.splits[part]) for part in setup.part.split("+"))
+        processes = world_size()
+        if "per_device_train_batch_size" not in given:
+            total = 64 if rows >= 512 else 16
+            args.per_device_train_batch_size = max(1, total // processes)
+            args.per_device_eval_batch_size = max(1, 256 // processes)
+        batch = args.per_device_train_batch_size * processes * args.gradient_accumulation_steps
+        if "dataloader_drop_last" not in given and rows >= 8 * batch:
+            args.dataloader_drop_last = True  # every step the same size, on one process or many
+        steps = rows // batch if args.dataloader_drop_last else -(-rows // batch)
+        total = args.max_steps if args.max_steps > 0 else max(1, round(steps * setup.epochs))
+        args.learning_rate, args.num_train_epochs = setup.learning_rate, setup.epochs
+        args.lr_scheduler_type = SchedulerType(setup.schedule)
+        if setup.schedule != "constant" and "warmup_steps" not in given:
+            args.warmup_steps = round(setup.warmup * total)
+        args.weight_decay, args.label_smoothing_factor = setup.weight_decay, setup.label_smoothing
+        args.seed = args.data_seed = variant.seed
+        args.average_tokens_across_devices = False  # the loss is each process's own mean
+        args.output_dir = str(self.folder / "runs" / variant.key)
+        args.run_name = variant.change
+        args.eval_strategy, args.eval_steps = IntervalStrategy.STEPS, max(1, total // EVALUATIONS)
+        args.logging_strategy, args.logging_steps = IntervalStrategy.STEPS, max(1, total // 20)
+        args.save_strategy = SaveStrategy.NO
+        if setup.early_stopping:
+            args.save_strategy, args.save_steps = SaveStrategy.STEPS, args.eval_steps
+            args.load_best_model_at_end, args.save_total_limit = True, 1
+            args.metric_for_best_model, args.greater_is_better = "eval_loss", False
+        args.disable_tqdm = True
+        args.report_to = ["wandb"] if self._tracks else []
+        if args.device.type == "cpu":
+            args.dataloader_pin_memory = False
+        return args
+
+    def _watch(self, trainer: Trainer, setup: Setup, variant: Variant) -> Any:
+        chosen = self.options.recipe
+        ignore = set(split_list(chosen.ignore))
+        if setup.watch == "trial":  # the data were looked at; a rate that blows up is an answer
+            ignore |= {"data", "loss-not-finite", "overfitting"} & set(known_names())
+        elif self.stage == "complexify":
+            ignore |= {"overfitting"} & set(known_names())  # here it is the aim
+        recipe = attach(
+            trainer,
+            select=split_list(chosen.select) or None,
+            ignore=sorted(ignore),
+            report_dir=self._report_folder(variant),
+            log_samples=chosen.log_samples,
+        )
+        recipe.closing.console = self.show.silent_sink()
+        return recipe
+
+    def _measure(self, trainer: Trainer, setup: Setup, seconds: float) -> Outcome:
+        validation = trainer.predict(self.feed.rows("validation"), metric_key_prefix="validation")
+        train = self.feed.rows(setup.part)
+        chosen = range(0, len(train), max(1, len(train) // TRAIN_SAMPLE))
+        sample = train.select(chosen) if hasattr(train, "select") else _Part(train, chosen)
+        seen = trainer.predict(sample, metric_key_prefix="train")
+        own = row_losses(seen.predictions, seen.label_ids)
+        history = trainer.state.log_history
+        return Outcome(
+            row_losses=row_losses(validation.predictions, validation.label_ids),
+            cost=seconds,
+            metric=float(validation.metrics[f"validation_{self.metric_name}"]),
+            facts={
+                "train_losses": own,
+                "metrics": {k: v for k, v in validation.metrics.items() if not k.endswith("time")},
+                "parameters": sum(p.numel() for p in trainer.model.parameters()),
+                "steps": trainer.state.global_step,
+                "planned": trainer.state.max_steps,
+                "train_curve": [[h["step"], h["loss"]] for h in history if "loss" in h],
+                "curve": [[h["step"], h["eval_loss"]] for h in history if "eval_loss" in h],
+                "processes": world_size(),
+            },
+        )
+
+    def _take_in(self, variant: Variant) -> None:
+        """Put what the recipe saw in an experiment into the job's report."""
+        path = self._report_folder(variant) / "report.json"
+        if not path.is_file():
+            return
+        seen = Report.from_json(path)
+        for name, moments in seen.ran.items():
+            known = self.report.ran.setdefault(name, [])
+            known += [moment for moment in moments if moment not in known]
+            self.report.skipped.pop(name, None)
+        for name, reason in seen.skipped.items():
+            if name not in self.report.ran:
+                self.report.skipped.setdefault(name, reason)
+        self.report.crashed |= seen.crashed
+        self.report.explains |= seen.explains
+        self.report.environment |= seen.environment
+        trial = Setup(**variant.settings).watch == "trial"
+        standing = {finding.identity for finding in self.report.flat}
+        for finding in seen.flat:
+            if trial and finding.severity != "error":
+                continue
+            if finding.identity not in standing:
+                self.report.add(finding)
+                self.show.finding(finding)
+
+    def _note(self, outcome: Outcome) -> str:
+        facts = outcome.facts
+        if not np.isfinite(outcome.loss):
+            return "diverged"
+        stopped = facts["steps"] < facts["planned"]
+        return f"stopped at step {facts['steps']} of {facts['planned']}" if stopped else ""
+
+    def _report_folder(self, variant: Variant) -> Path:
+        return self.folder / "experiments" / variant.key
+
+    @property
+    def _tracks(self) -> bool:
+        if "report_to" in self.options.given:
+            return "wandb" in self.options.training.report_to
+        return True
+
+    @contextlib.contextmanager
+    def _tracking(self, variant: Variant, args: Any) -> Iterator[None]:
+        if not (self._tracks and self.leads):
+            yield
+            return
+        with tracked(
+            project=self.options.recipe.wandb_project,
+            group=self.group,
+            name=f"{self.stage}: {variant.change} (seed {variant.seed})",
+            folder=self.folder,
+            config={"recipe": dict(variant.settings), "stage": self.stage, "key": variant.key},
+        ):
+            yield
+
+    def _context(self) -> str:
+        """What all outcomes rest on: data, and the flags that are not this job's own affair."""
+        own = {"output_dir", "stages", "keep_going", "fail_on", "target_metric", "restart"}
+        own |= {"wandb_project", "report_to", "trials", "seeds", "config", "run_name", "use_cpu"}
+        shared = {}
+        for section in (self.options.model, self.options.data, self.options.training):
+            shared |= {
+                k: str(v) for k, v in vars(section).items() if k in self.options.given - own
+            }
+        text = json.dumps([self.data.fingerprint, shared], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class _Part:
+    """Some rows of a data set."""
+
+    def __init__(self, rows: Any, chosen: range) -> None:
+        self.rows, self.chosen = rows, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[self.chosen[index]]
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """Tells a `Show` how far a training is."""
+
+    def __init__(self, tell: Any) -> None:
+        self.tell = tell
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.tell(state.global_step, state.max_steps)
+
+
+def known_names() -> Settings | Any:
+    """Names and stages that `ignore` may hold."""
+    from hf_recipe.catalogue import stored_checks
+    from hf_recipe.core.finding import STAGES
+
+    return (*stored_checks(), *STAGES)
+
+
+def row_losses(predictions: Any, labels: Any) -> tuple[float, ...]:
+    """Loss of each row: cross-entropy in nats, or the squared error of a single output."""
+    logits = np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
+    logits, labels = logits.astype(np.float64), np.asarray(labels).reshape(-1)
+    if logits.ndim == 1 or logits.shape[-1] == 1:
+        losses = (logits.reshape(-1) - labels) ** 2
+    else:
+        top = logits.max(-1, keepdims=True)
+        total = np.log(np.exp(logits - top).sum(-1)) + top[:, 0]
+        losses = total - logits[np.arange(len(labels)), labels.astype(int)]
+    return tuple(float(loss) for loss in losses)
+
+
+def curves(outcome: Outcome, title: str, stage: Stage) -> Curve:
+    """Training and validation loss over steps, for the report."""
+    lines = []
+    for name, key in (("training", "train_curve"), ("validation", "curve")):
+        points = outcome.facts[key]
+        lines.append(Line(name, tuple(p[0] for p in points), tuple(p[1] for p in points)))
+    return Curve(title, stage, "step", "loss", tuple(lines))

@@ -1,0 +1,150 @@
+"""`Trainer(callbacks=[RecipeCallback()])`: the recipe with what a callback alone can reach.
+
+Several on one Trainer share one engine: the first to come forwards the events, the others widen
+what is selected, and nothing is printed twice. `hf_recipe.attach(trainer)` upgrades them all.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from transformers import TrainerCallback
+
+from hf_recipe.catalogue import stored_checks
+from hf_recipe.core.config import Settings
+from hf_recipe.trainer.recipe import Recipe
+
+_SHARED: dict[int, tuple[weakref.ref[Any], weakref.ref[Recipe]]] = {}
+
+
+def share(args: Any, recipe: Recipe) -> None:
+    """Let every `RecipeCallback` of the Trainer that owns `args` find this recipe."""
+    key = id(args)
+    _SHARED[key] = (weakref.ref(args, lambda _: _SHARED.pop(key, None)), weakref.ref(recipe))
+
+
+def shared(args: Any) -> Recipe | None:
+    """The recipe of the Trainer that owns `args`, or None."""
+    found = _SHARED.get(id(args))
+    if found is None or found[0]() is not args:
+        return None
+    recipe = found[1]()
+    return recipe if recipe is not None and not recipe.detached else None
+
+
+class RecipeCallback(TrainerCallback):  # type: ignore[misc]
+    """Runs the recipe's checks from inside a Trainer.
+
+    Alone it reaches the model, the data, the optimizer and the schedule; what needs the Trainer
+    itself (a loss of one's own, norms before clipping) is listed as skipped, with the reason.
+
+    Args:
+        select: check names or stages to run; None: all.
+        ignore: check names or stages not to run.
+        settings: any further argument of `hf_recipe.attach`.
+    """
+
+    preset: ClassVar[tuple[str, ...] | None] = None
+
+    def __init__(
+        self,
+        select: Collection[str] | None = None,
+        ignore: Collection[str] = (),
+        **settings: Any,
+    ) -> None:
+        chosen = tuple(select) if select is not None else self.preset
+        thresholds = {n: tuple(e["thresholds"]) for n, e in stored_checks().items()}
+        self._settings = Settings.resolve(
+            {"select": chosen, "ignore": tuple(ignore) or None, **settings}, checks=thresholds
+        )
+        self._recipe: Recipe | None = None
+
+    @property
+    def findings(self) -> list[Any]:
+        """What was found so far; roots, cause first."""
+        return self._recipe.findings if self._recipe is not None else []
+
+    @property
+    def report(self) -> Any:
+        """The report of the recipe that this callback shares; None before the Trainer is made."""
+        return self._recipe.report if self._recipe is not None else None
+
+    def join(self, recipe: Recipe) -> None:
+        """Share `recipe` from now on; it then also runs what this callback selects."""
+        if self._recipe is not recipe:
+            self._recipe = recipe
+            recipe.admit(self, self._settings)
+
+    def _lead(self, args: Any) -> Recipe | None:
+        """The recipe, if this callback is the one that forwards events to it."""
+        if self._recipe is None or self._recipe.detached:
+            found = shared(args)
+            if found is None:
+                found = Recipe(replace(self._settings))
+                share(args, found)
+            self._recipe = None
+            self.join(found)
+        recipe = self._recipe
+        return recipe if recipe is not None and recipe.leader() is self else None
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._lead(args)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if recipe := self._lead(args):
+            recipe.train_begin(args, state, control, kwargs)
+        elif self._recipe is not None:
+            self._recipe.run_newly_selected(args, state, kwargs)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if recipe := self._lead(args):
+            recipe.epoch_begin()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if recipe := self._lead(args):
+            recipe.step_begin()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if recipe := self._lead(args):
+            recipe.before_update(kwargs.get("optimizer"))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if recipe := self._lead(args):
+            recipe.step_end(state, control, kwargs.get("model"))
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if recipe := self._lead(args):
+            recipe.evaluated(state, control, kwargs.get("metrics") or {})
+
+    def on_predict(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if recipe := self._lead(args):
+            recipe.predicted()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if recipe := self._lead(args):
+            recipe.saved()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if recipe := self._lead(args):
+            recipe.train_end(state, control)
+
+
+class InitialLossCallback(RecipeCallback):
+    """`RecipeCallback` for the recipe's lines "verify loss @ init" and "init well"."""
+
+    preset = ("initial-loss-unexpected", "output-bias-unset")
+
+
+class HockeyStickCallback(RecipeCallback):
+    """`RecipeCallback` for the first steps that only learn the prior."""
+
+    preset = ("hockey-stick",)
+
+
+class LRDecayCallback(RecipeCallback):
+    """`RecipeCallback` for the recipe's "do not trust learning rate decay defaults"."""
+
+    preset = ("schedule-never-decays", "schedule-decays-early", "warmup-too-long")

@@ -1,0 +1,170 @@
+"""What becomes of the findings: the console at once, files while the run goes on, W&B at the end.
+
+Everything here happens on rank 0 alone, and nothing of it is a collective.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import accelerate
+import datasets
+import torch
+import transformers
+
+from hf_recipe.core.check import plain, typed
+from hf_recipe.core.exhibit import Curve, Line, Series
+from hf_recipe.core.finding import Finding
+from hf_recipe.instruments.distributed import rank, world_size
+from hf_recipe.instruments.window import Evaluation
+from hf_recipe.report.console import ConsoleSink
+from hf_recipe.trainer.tracker import Tracker
+
+if TYPE_CHECKING:
+    from hf_recipe.trainer.recipe import Recipe
+
+
+logger = logging.getLogger(__name__)
+
+
+class Closing:
+    """Renders one recipe's report: console, files, tracker; and keeps what rides in checkpoints."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.console = ConsoleSink(enabled=rank() == 0)
+        self.tracker = Tracker(log_samples=recipe.settings.log_samples)
+        self.folder = Path(recipe.settings.report_dir or "recipe")
+        self.evaluations: dict[str, Series] = {}
+        self.state: dict[str, Any] = {}
+        self._summarised = 0
+        trainer = recipe.trainer
+        if trainer is not None:
+            self._place(trainer.args)
+
+    def _place(self, args: Any) -> None:
+        chosen = self.recipe.settings.report_dir
+        self.folder = Path(chosen) if chosen else Path(args.output_dir or ".") / "recipe"
+
+    # ---------------------------------------------------------------- moments
+
+    def started(self, args: Any, state: Any) -> None:
+        """A run begins (or begins again)."""
+        self._place(args)
+        report = self.recipe.report
+        report.status = "running"
+        report.environment.update(environment(args))
+        if not report.title:
+            report.title = str(getattr(args, "run_name", None) or args.output_dir or "training")
+
+    def heard(self, finding: Finding) -> None:
+        """A finding is new."""
+        self.console.finding(finding)
+        if rank() == 0:
+            self.tracker.alert(finding)
+
+    def after_preflight(self) -> None:
+        """The probes have run."""
+        self.write()
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """An evaluation is over: draw its loss, write the report."""
+        loss = next((v for k, v in evaluation.metrics.items() if k.endswith("_loss")), None)
+        if evaluation.row_losses:
+            finite = [value for value in evaluation.row_losses if value == value]
+            loss = sum(finite) / len(finite) if finite else loss
+        if loss is not None:
+            self.evaluations.setdefault(evaluation.split, Series()).add(evaluation.step, loss)
+        self.write()
+
+    def finished(self, state: Any) -> None:
+        """The run is over: say why what did not run did not, then render everything."""
+        recipe = self.recipe
+        recipe.report.status = "finished"
+        recipe.examiner.close()
+        self._draw()
+        self.write(page=True)
+        if rank() == 0:
+            self.tracker.finish(recipe.report, self.folder / "report.html", state.global_step)
+        found = sum(f.count for f in recipe.report.flat) + len(recipe.report.crashed)
+        if found != self._summarised or not self._summarised:
+            self._summarised = found
+            self.console.summary(recipe.report, path=self.folder / "report.html")
+
+    def crashed(self, where: str, error: Exception) -> None:
+        """Something of ours broke outside of a check."""
+        logger.warning(
+            "hf_recipe stopped watching: %s in %s: %s", type(error).__name__, where, error
+        )
+
+    # ---------------------------------------------------------------- files
+
+    def write(self, *, page: bool = False) -> None:
+        """Write the report as it stands, atomically; the page too where asked for."""
+        if rank() != 0:
+            return
+        report = self.recipe.report
+        report.to_json(self.folder / "report.json")
+        if page:
+            report.to_html(self.folder / "report.html")
+
+    def _draw(self) -> None:
+        curves = self.recipe.recorder.curves
+        report = self.recipe.report
+        losses = [curves["loss"].line("training")] if "loss" in curves else []
+        losses += [series.line(name) for name, series in self.evaluations.items()]
+        if losses:
+            report.exhibit(_curve("Loss", "nats, in the model's own unit", losses))
+        for name, unit in (("learning rate", "per step"), ("gradient norm", "before clipping")):
+            if name in curves:
+                report.exhibit(_curve(name.capitalize(), unit, [curves[name].line(name)]))
+
+    # ---------------------------------------------------------------- resume
+
+    def live_state(self) -> dict[str, Any]:
+        """The dict that rides in TrainerState; kept up to date in place."""
+        self.state.clear()
+        self.state["monitors"] = self.recipe.watch.states
+        self.state["findings"] = [plain(finding) for finding in self.recipe.report.flat]
+        return self.state
+
+    def refresh_state(self) -> None:
+        """Bring the dict in TrainerState up to date, before a checkpoint is written."""
+        self.live_state()
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Findings of the run that is resumed."""
+        for item in kept.get("findings", ()):
+            finding = typed(Finding, item)
+            if finding.identity not in {f.identity for f in self.recipe.report.flat}:
+                self.recipe.report.flat.append(finding)
+
+
+def _curve(title: str, unit: str, lines: list[Line]) -> Curve:
+    return Curve(title, "complexify", "step", unit, tuple(lines), log_y=title == "Loss")
+
+
+def environment(args: Any = None) -> dict[str, Any]:
+    """Versions, processes and the command: what another person needs to run it again."""
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+        "datasets": datasets.__version__,
+        "platform": platform.platform(),
+        "processes": world_size(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+    if args is not None:
+        found["device"] = str(args.device)
+        found["seed"] = args.seed
+        if dataclasses.is_dataclass(args):
+            found["arguments"] = type(args).__name__
+    return found

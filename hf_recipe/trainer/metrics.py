@@ -1,0 +1,145 @@
+"""The task's metrics as `evaluate.Metric` subclasses: no hub, no script, right on many processes.
+
+The Trainer gathers predictions of all processes before `compute_metrics` is called, so a metric
+is computed once, on everything; `add_batch` works as in any other `evaluate` metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import datasets
+import evaluate
+import numpy as np
+
+Task = Literal["image-classification", "sequence-classification", "regression"]
+CLASSES = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+NUMBERS = {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
+
+
+class _Metric(evaluate.Metric):  # type: ignore[misc]
+    summary = ""
+    columns = CLASSES
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.summary,
+            citation="",
+            inputs_description="predictions, references: sequences of the same length",
+            features=datasets.Features(self.columns),
+        )
+
+
+class Accuracy(_Metric):
+    """Share of predictions that equal their reference, in 0..1."""
+
+    summary = "Share of predictions that equal their reference."
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return {"accuracy": float(np.mean(np.asarray(predictions) == np.asarray(references)))}
+
+
+class F1(_Metric):
+    """Macro F1 over the classes that occur in predictions or references, in 0..1.
+
+    ``average="binary"`` gives that of class 1.
+    """
+
+    summary = "Harmonic mean of precision and recall."
+
+    def _compute(
+        self, predictions: Any, references: Any, average: str = "macro"
+    ) -> dict[str, float]:
+        seen, true = np.asarray(predictions), np.asarray(references)
+        classes = [1] if average == "binary" else np.union1d(seen, true).tolist()
+        scores = []
+        for k in classes:
+            hits = float(np.sum((seen == k) & (true == k)))
+            total = float(np.sum(seen == k) + np.sum(true == k))
+            scores.append(2 * hits / total if total else 0.0)
+        return {"f1": float(np.mean(scores)) if scores else 0.0}
+
+
+class Matthews(_Metric):
+    """Matthews' correlation, for any number of classes, in -1..1; 0 for a constant answer.
+
+    Gorodkin 2004.
+    """
+
+    summary = "Correlation between predicted and true classes."
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        seen, true = np.asarray(predictions), np.asarray(references)
+        classes, n = np.union1d(seen, true), len(true)
+        p = np.array([np.sum(seen == k) for k in classes], dtype=float)
+        t = np.array([np.sum(true == k) for k in classes], dtype=float)
+        cover = float(np.sum(seen == true)) * n - float(p @ t)
+        scale = float(np.sqrt((n * n - p @ p) * (n * n - t @ t)))
+        return {"matthews": cover / scale if scale else 0.0}
+
+
+class MeanSquaredError(_Metric):
+    """Mean squared error, in the target's unit squared."""
+
+    summary = "Mean of the squared differences."
+    columns = NUMBERS
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return {"mse": float(np.mean((np.asarray(predictions) - np.asarray(references)) ** 2))}
+
+
+class RSquared(_Metric):
+    """Share of the references' variance that is explained; NaN where they do not vary."""
+
+    summary = "1 minus the residual over the total sum of squares."
+    columns = NUMBERS
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        seen, true = np.asarray(predictions, float), np.asarray(references, float)
+        total = float(np.sum((true - true.mean()) ** 2))
+        return {"r2": 1 - float(np.sum((true - seen) ** 2)) / total if total else float("nan")}
+
+
+METRICS: Mapping[str, tuple[type[_Metric], ...]] = {
+    "image-classification": (Accuracy, F1, Matthews),
+    "sequence-classification": (Accuracy, F1, Matthews),
+    "regression": (MeanSquaredError, RSquared),
+}
+PRIMARY: Mapping[str, str] = {
+    "image-classification": "accuracy",
+    "sequence-classification": "accuracy",
+    "regression": "r2",
+}
+
+
+def compute_metrics_for(task: Task, *, scale: float = 1.0) -> Callable[[Any], dict[str, float]]:
+    """A `compute_metrics` for the Trainer.
+
+    Args:
+        task: which metrics; classification takes the class of the highest logit.
+        scale: standard deviation by which regression targets were divided; errors are reported
+            in the target's own unit.
+
+    Raises:
+        ValueError: an unknown task.
+    """
+    if task not in METRICS:
+        raise ValueError(f"task must be one of {', '.join(METRICS)}; got {task!r}")
+    metrics = [kind() for kind in METRICS[task]]
+
+    def compute(prediction: Any) -> dict[str, float]:
+        outputs = prediction.predictions
+        logits = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
+        labels = np.asarray(prediction.label_ids).reshape(-1)
+        if task == "regression":
+            seen, labels = logits.reshape(-1) * scale, labels * scale
+        else:
+            seen = logits.argmax(-1).reshape(-1)
+            seen, labels = seen[labels != -100], labels[labels != -100]
+        results: dict[str, float] = {}
+        for metric in metrics:
+            results |= metric.compute(predictions=seen, references=labels)
+        return results
+
+    return compute

@@ -1,0 +1,161 @@
+"""Preflight: the probes before step 1, on a Trainer or on what a lone callback can reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from torch import nn
+
+from hf_recipe.catalogue import PROBES
+from hf_recipe.core.check import Probe
+from hf_recipe.core.finding import MOMENTS
+from hf_recipe.examiner import Examiner
+from hf_recipe.instruments.batches import rows_of_dataloader, rows_of_trainer
+from hf_recipe.instruments.quiet import quiet
+from hf_recipe.instruments.subject import Plan, Subject, trainer_loss
+
+BEFORE_STEP_1 = ("dataset", "batch", "static", "probe")
+
+
+def subject_of_trainer(trainer: Any, *, fresh: bool, dataloader: Any = None) -> Subject:
+    """What probes may look at on `trainer`.
+
+    Args:
+        fresh: whether no step has moved these weights yet.
+        dataloader: the training dataloader, where it exists already.
+    """
+    evaluation = trainer.eval_dataset
+    if evaluation is None:
+        sets: Mapping[str, Any] = {}
+    elif isinstance(evaluation, dict) and not hasattr(evaluation, "column_names"):
+        sets = evaluation
+    else:
+        sets = {"validation": evaluation}
+    rows = {name: rows_of_trainer(trainer, each, name) for name, each in sets.items()}
+    state = trainer.state
+    return Subject(
+        model=trainer.accelerator.unwrap_model(trainer.model_wrapped),
+        args=trainer.args,
+        train=rows_of_trainer(trainer, trainer.train_dataset, "train"),
+        evaluation={name: each for name, each in rows.items() if each is not None},
+        trainer=trainer,
+        processing_class=trainer.processing_class,
+        optimizer=trainer.optimizer,
+        scheduler=trainer.lr_scheduler,
+        plan=plan_of_trainer(trainer, dataloader),
+        step=state.global_step,
+        resumed=state.global_step > 0,
+        fresh=fresh,
+        loss_function=trainer_loss(trainer),
+    )
+
+
+def subject_of_callback(args: Any, state: Any, fresh: bool, seen: Mapping[str, Any]) -> Subject:
+    """What a callback alone can reach: the model, both dataloaders' data, the optimizer."""
+    train = rows_of_dataloader(seen.get("train_dataloader"), "train")
+    evaluation = rows_of_dataloader(seen.get("eval_dataloader"), "validation")
+    steps = int(state.max_steps or 0)
+    epochs = float(state.num_train_epochs or 1)
+    plan = None
+    if steps > 0:
+        per_step = int(state.train_batch_size or args.per_device_train_batch_size)
+        per_step *= args.gradient_accumulation_steps * max(1, args.world_size)
+        per_epoch = max(1, -(-len(train) // per_step)) if train is not None and len(train) else 0
+        plan = Plan(steps, per_epoch or max(1, round(steps / epochs)), per_step)
+    return Subject(
+        model=seen["model"],
+        args=args,
+        train=train,
+        evaluation={} if evaluation is None else {"validation": evaluation},
+        processing_class=seen.get("processing_class"),
+        optimizer=seen.get("optimizer"),
+        scheduler=seen.get("lr_scheduler"),
+        plan=plan,
+        step=state.global_step,
+        resumed=state.global_step > 0,
+        fresh=fresh,
+    )
+
+
+def plan_of_trainer(trainer: Any, dataloader: Any = None) -> Plan | None:
+    """The run's steps, as the Trainer will count them."""
+    if dataloader is None:
+        if trainer.train_dataset is None:
+            return None
+        dataloader = trainer.get_train_dataloader()
+    try:
+        values = trainer.set_initial_training_values(trainer.args, dataloader)
+    except ValueError:  # a stream without max_steps: train() will say so itself
+        return None
+    _, per_epoch, _, _, rows_per_step, _, max_steps = values
+    return Plan(int(max_steps or 0), int(per_epoch), int(rows_per_step))
+
+
+@contextmanager
+def borrowed(trainer: Any) -> Iterator[None]:
+    """Before ``train()``: create optimizer and scheduler, look at them, put everything back."""
+    names = ("optimizer", "lr_scheduler", "_created_lr_scheduler", "model_wrapped")
+    kept = {name: getattr(trainer, name) for name in names}
+    signature = trainer._signature_columns
+    loaders = list(trainer.accelerator._dataloaders)
+    try:
+        if not sharded(trainer) and not _quantised(trainer):
+            plan = plan_of_trainer(trainer)
+            trainer.create_optimizer_and_scheduler(plan.total_steps if plan else 1)
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(trainer, name, value)
+        trainer._signature_columns = signature
+        trainer.accelerator._dataloaders[:] = loaders
+
+
+def sharded(trainer: Any) -> bool:
+    """Whether parameters are spread over processes, so that no rank holds them whole."""
+    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+
+
+def _quantised(trainer: Any) -> bool:
+    return "bnb" in str(trainer.args.optim) or "8bit" in str(trainer.args.optim)
+
+
+def run_probes(
+    examiner: Examiner,
+    subject: Subject,
+    *,
+    again: Callable[[Probe], bool] = lambda probe: True,
+) -> None:
+    """Run every probe of the catalogue whose moment is before step 1, in the stages' order.
+
+    Args:
+        again: which probes to run; all by default.
+    """
+    probes = [p for p in PROBES.values() if p.moment in BEFORE_STEP_1 and again(p)]
+    for probe in sorted(probes, key=lambda p: MOMENTS.index(p.moment)):
+        reason = _missing(probe, subject)
+        if reason:
+            examiner.skip(probe.measures, reason)
+            continue
+        examiner.examine(probe, subject, guard=lambda: guard_of(subject))
+
+
+def guard_of(subject: Subject) -> AbstractContextManager[None]:
+    """The quiet guard over everything that a probe of `subject` may touch."""
+    trainer = subject.trainer
+    wrapped: nn.Module | None = getattr(trainer, "model_wrapped", None)
+    return quiet(subject.model, wrapped, trainer=trainer)
+
+
+def _missing(probe: Probe, subject: Subject) -> str | None:
+    trainer = subject.trainer
+    if "fresh" in probe.needs and not subject.fresh:
+        return "these weights have been trained already" if not subject.resumed else "resumed"
+    if "optimizer" in probe.needs and subject.optimizer is None:
+        return "there is no optimizer before train() here"
+    if "trainer" in probe.needs and trainer is None:
+        return "a callback alone cannot reach it; use hf_recipe.attach(trainer)"
+    if probe.moment == "probe" and trainer is not None and sharded(trainer):
+        return "parameters are sharded (FSDP or DeepSpeed)"
+    return None

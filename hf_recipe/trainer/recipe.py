@@ -1,0 +1,390 @@
+"""The recipe on one Trainer: probes before step 1, monitors while training, one report.
+
+Its events come from a `RecipeCallback`; its seams, where there is a Trainer to put them on, from
+`attach`. An error of ours never stops the training: it is listed as crashed, and the recipe
+goes quiet.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from hf_recipe.catalogue import CHECKS
+from hf_recipe.core.check import Probe
+from hf_recipe.core.config import Settings
+from hf_recipe.core.finding import Finding
+from hf_recipe.core.report import Report
+from hf_recipe.examiner import Examiner
+from hf_recipe.instruments.distributed import from_rank_0, rank, world_size
+from hf_recipe.instruments.record import Recorder, flushes_at
+from hf_recipe.instruments.subject import Plan, Subject
+from hf_recipe.instruments.window import Evaluation, Window
+from hf_recipe.trainer import preflight
+from hf_recipe.trainer.closing import Closing
+from hf_recipe.trainer.listening import ModelHook
+from hf_recipe.trainer.seams import EvaluationRecorder, Seams
+from hf_recipe.trainer.units import Units
+from hf_recipe.trainer.watch import Watch
+
+STATE_KEY = "hf_recipe"
+MOST_ROWS = 65_536
+
+
+class RecipeError(RuntimeError):
+    """Raised for findings of severity error where ``on_error`` asks for it."""
+
+    def __init__(self, findings: list[Finding]) -> None:
+        self.findings = findings
+        lines = [f"{f.check}: {f.message}\n  fix: {f.fix}" for f in findings]
+        super().__init__("\n".join(["the recipe found errors:", *lines]))
+
+
+def _event(method: Callable[..., None]) -> Callable[..., None]:
+    """The border towards the training: our own errors end the watching, not the run."""
+
+    @functools.wraps(method)
+    def guarded(self: Recipe, *args: Any, **kwargs: Any) -> None:
+        if self.paused or self.detached:
+            return
+        try:
+            method(self, *args, **kwargs)
+        except RecipeError:
+            raise
+        except Exception as error:
+            self.fail(method.__name__, error)
+
+    return guarded
+
+
+class Recipe:
+    """What `hf_recipe.attach` returns.
+
+    Attributes:
+        report: everything that was seen so far.
+        detached: whether `detach` was called.
+    """
+
+    def __init__(self, settings: Settings, *, trainer: Any = None) -> None:
+        self.trainer = trainer
+        self.settings = settings
+        self.paused = False
+        self.detached = False
+        self.on_detach: Callable[[], None] = lambda: None
+        self.recorder = Recorder()
+        self.evaluation = EvaluationRecorder()
+        self.examiner = Examiner(settings, hear=self._hear, agree=from_rank_0, leads=rank() == 0)
+        self.closing = Closing(self)
+        self.units = Units()
+        self.watch = Watch(self.examiner)
+        self.plan: Plan | None = None
+        self._members: list[weakref.ref[Any]] = []
+        self._seams = (
+            None
+            if trainer is None
+            else Seams(
+                trainer, self.recorder, self.evaluation, self._evaluation_unit, self._first_step
+            )
+        )
+        self._hook = ModelHook(self.recorder, self.evaluation) if trainer is None else None
+        self._taken: set[str] = set()
+        self._taken_for: weakref.ref[Any] | None = None
+        self._moved: weakref.ref[Any] | None = None
+        self._errors: list[Finding] = []
+        self._step_began = 0.0
+        self._training = False
+
+    # ---------------------------------------------------------------- for the user
+
+    @property
+    def report(self) -> Report:
+        """The report as it stands."""
+        return self.examiner.report
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Roots, causes first; after `preflight()`, and growing while training."""
+        return self.report.findings
+
+    def preflight(self) -> list[Finding]:
+        """Run the probes now, before ``train()``; nothing of it is left in the run.
+
+        Returns:
+            The findings so far.
+
+        Raises:
+            RecipeError: on findings of severity error, where ``on_error`` is "stop" or "raise".
+        """
+        if self.trainer is None:
+            raise ValueError("preflight() needs a Trainer: use hf_recipe.attach(trainer)")
+        trainer = self.trainer
+        fresh = trainer.state.global_step == 0 and not self._is_moved(trainer.model)
+        bare = Subject(trainer.model, trainer.args, None, {}, trainer=trainer)
+        with preflight.guard_of(bare), preflight.borrowed(trainer):
+            subject = preflight.subject_of_trainer(trainer, fresh=fresh)
+            self.units.measure(subject)
+            self._examine(subject)
+        self.closing.after_preflight()
+        self._stop_before_step_1()
+        return self.findings
+
+    def pause(self) -> None:
+        """Stop looking on until `resume`; costs nothing while paused."""
+        self.paused, self.recorder.active = True, False
+        self.recorder.drop()
+
+    def resume(self) -> None:
+        """Look on again."""
+        self.paused, self.recorder.active = False, True
+
+    def detach(self) -> None:
+        """Take everything off the Trainer again; the report stays readable."""
+        if self.detached:
+            return
+        self.detached, self.recorder.active = True, False
+        if self._seams is not None:
+            self._seams.remove()
+        if self._hook is not None:
+            self._hook.remove()
+        self.on_detach()
+
+    # ---------------------------------------------------------------- members
+
+    def install(self) -> None:
+        """Put the seams on the Trainer; again is the same as once."""
+        if self._seams is not None:
+            self._seams.install()
+
+    def admit(self, member: Any, settings: Settings) -> None:
+        """Let a callback share this recipe; what it selects is run too."""
+        if any(known() is member for known in self._members):
+            return
+        first = not any(known() is not None for known in self._members)
+        self._members.append(weakref.ref(member))
+        if first or self.trainer is not None:
+            return
+        mine, theirs = self.settings, settings
+        if mine.select is not None:
+            union = None if theirs.select is None else (*mine.select, *theirs.select)
+            self.settings = self.examiner.settings = replace(mine, select=union)
+            self.examiner.selected = {
+                name: check
+                for name, check in CHECKS.items()
+                if self.settings.selects(name, check.stage)
+            }
+
+    def leader(self) -> Any:
+        """The callback that forwards events: the first that is still alive."""
+        alive = (known() for known in self._members)
+        return next((member for member in alive if member is not None), None)
+
+    # ---------------------------------------------------------------- events
+
+    @_event
+    def train_begin(self, args: Any, state: Any, control: Any, seen: Mapping[str, Any]) -> None:
+        """Everything is prepared or resumed; no step is taken yet."""
+        model = seen["model"]
+        fresh = state.global_step == 0 and not self._is_moved(model)
+        self.recorder.drop()
+        self._training = True
+        self.closing.started(args, state)
+        self._take_up_state(state)
+        self.install()
+        if self._seams is not None:
+            self._seams.watch_rows(seen.get("train_dataloader"))
+            self._seams.before_first = True
+        if self._hook is not None:
+            self._hook.install(model)
+        subject = self._subject(args, state, fresh, seen)
+        self.plan = subject.plan
+        self.units.measure(subject)
+        self._examine(subject)
+        self.closing.after_preflight()
+        self._stop_before_step_1()
+
+    @_event
+    def run_newly_selected(self, args: Any, state: Any, seen: Mapping[str, Any]) -> None:
+        """A callback joined after the others had begun: run what it alone selects."""
+        fresh = state.global_step == 0 and not self._is_moved(seen["model"])
+        self._examine(self._subject(args, state, fresh, seen))
+
+    @_event
+    def epoch_begin(self) -> None:
+        """A new pass over the data: rows drawn for the last one are not this one's."""
+        if self._seams is not None and self._seams.rows is not None:
+            self._seams.rows.drawn.clear()
+
+    @_event
+    def step_begin(self) -> None:
+        """All micro-batches of the next step are fetched."""
+        self._step_began = time.perf_counter()
+
+    @_event
+    def before_update(self, optimizer: Any) -> None:
+        """Gradients are clipped; the optimizer steps next, at this rate."""
+        if optimizer is not None:
+            self.recorder.learning_rate = float(optimizer.param_groups[0]["lr"])
+
+    @_event
+    def step_end(self, state: Any, control: Any, model: Any) -> None:
+        """One optimizer step is done."""
+        if self._moved is None or self._moved() is not model:
+            self._moved = weakref.ref(model)
+        recorder = self.recorder
+        recorder.end_step(state.global_step, time.perf_counter() - self._step_began)
+        if (
+            flushes_at(state.global_step)
+            or control.should_save
+            or control.should_evaluate
+            or (world_size() == 1 and self._on_cpu and not recorder.last_is_finite())
+        ):
+            self._flush()
+            self.closing.refresh_state()
+            self._act(control)
+
+    @_event
+    def evaluated(self, state: Any, control: Any, metrics: Mapping[str, Any]) -> None:
+        """One evaluation set has been passed over."""
+        self._flush()
+        evaluation = self._take_evaluation(state.global_step, metrics)
+        self._fold(Window(evaluation=evaluation, plan=self.plan))
+        self.closing.evaluated(evaluation)
+        self._act(control)
+
+    @_event
+    def predicted(self) -> None:
+        """A prediction has run through the evaluation's seam; it is none."""
+        self.evaluation.start(None)
+
+    @_event
+    def saved(self) -> None:
+        """A checkpoint is on disk: so is the report."""
+        self.closing.write()
+
+    @_event
+    def train_end(self, state: Any, control: Any) -> None:
+        """The run is over, the best model loaded."""
+        self._flush(ended=True)
+        self._training = False
+        if self._seams is not None:
+            self._seams.unwatch_rows()
+        if self._hook is not None:
+            self._hook.remove()
+        self.closing.finished(state)
+        self._act(control)
+
+    def fail(self, where: str, error: Exception) -> None:
+        """Note a crash of ours and stop looking on."""
+        self.report.crashed[f"recipe ({where})"] = f"{type(error).__name__}: {error}"
+        self.pause()
+        self.closing.crashed(where, error)
+
+    # ---------------------------------------------------------------- inside
+
+    def _subject(self, args: Any, state: Any, fresh: bool, seen: Mapping[str, Any]) -> Subject:
+        if self.trainer is None:
+            return preflight.subject_of_callback(args, state, fresh, seen)
+        dataloader = seen.get("train_dataloader")
+        return preflight.subject_of_trainer(self.trainer, fresh=fresh, dataloader=dataloader)
+
+    def _examine(self, subject: Subject) -> None:
+        """Run the probes that have not run on these weights; static ones always."""
+        model = subject.model
+        if self._taken_for is None or self._taken_for() is not model:
+            self._taken, self._taken_for = set(), weakref.ref(model)
+        if not subject.fresh:
+            self._taken.clear()
+
+        def due(probe: Probe) -> bool:
+            judged = {check.name for check in self.examiner.judging(probe.measures)}
+            return probe.moment == "static" or not judged <= self._taken
+
+        preflight.run_probes(self.examiner, subject, again=due)
+        self._taken |= set(self.report.ran)
+
+    def _first_step(self, inputs: Mapping[str, Any]) -> None:
+        """Inside the first training step: probe streams on its real inputs."""
+        if self.trainer is None or not self._only_while_training():
+            return
+        state = self.trainer.state
+        fresh = state.global_step == 0 and not self._is_moved(self.trainer.model)
+        subject = preflight.subject_of_trainer(
+            self.trainer, fresh=fresh, dataloader=self.trainer.callback_handler.train_dataloader
+        )
+        subject.first_inputs = inputs
+        try:
+            self.units.measure(subject)
+            self._examine(subject)
+            self.closing.after_preflight()
+        except Exception as error:  # the border, as in `_event`
+            self.fail("first step", error)
+        self._stop_before_step_1()
+
+    def _only_while_training(self) -> bool:
+        train = self.trainer.train_dataset
+        subject = Subject(self.trainer.model, self.trainer.args, None, {}, trainer=self.trainer)
+        stream = not (hasattr(train, "__getitem__") and hasattr(train, "__len__"))
+        return stream or subject.overridden("train") is not None
+
+    def _flush(self, *, ended: bool = False) -> None:
+        steps = self.recorder.flush(self._step_unit)
+        if steps or ended:
+            self._fold(Window(steps=steps, plan=self.plan, ended=ended))
+
+    def _fold(self, window: Window) -> None:
+        self.watch.fold(window, self.recorder.last_step)
+
+    def _take_evaluation(self, step: int, metrics: Mapping[str, Any]) -> Evaluation:
+        prefix = next((k[: -len("_runtime")] for k in metrics if k.endswith("_runtime")), "eval")
+        split = prefix.removeprefix("eval_") if prefix != "eval" else "validation"
+        rows, batches = self.evaluation.take(MOST_ROWS, self._evaluation_unit())
+        numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
+        return Evaluation(step, split, rows, batches, numbers)
+
+    def _take_up_state(self, state: Any) -> None:
+        """Ride in the TrainerState as a plain dict: saved with every checkpoint, read on resume."""
+        kept = state.stateful_callbacks.get(STATE_KEY) if state.global_step > 0 else None
+        if isinstance(kept, dict) and state.global_step > self.recorder.last_step:
+            self.watch.begin(dict(kept.get("monitors", {})))
+            self.closing.restore(kept)
+        elif state.global_step == 0:
+            self.watch.begin({})
+        state.stateful_callbacks[STATE_KEY] = self.closing.live_state()
+
+    def _step_unit(self, micro_batches: int) -> float:
+        return self.units.step(micro_batches)
+
+    def _evaluation_unit(self) -> float:
+        return self.units.evaluation()
+
+    def _is_moved(self, model: Any) -> bool:
+        return self._moved is not None and self._moved() is model
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.trainer is None or self.trainer.args.device.type == "cpu"
+
+    def _hear(self, finding: Finding) -> None:
+        if finding.severity == "error":
+            self._errors.append(finding)
+        self.closing.heard(finding)
+
+    def _act(self, control: Any) -> None:
+        """Stop or raise on errors, on all ranks alike: findings are agreed between them."""
+        if not self._errors or self.settings.on_error == "warn":
+            return
+        errors, self._errors = self._errors, []
+        self.closing.write()
+        if self.settings.on_error == "raise":
+            raise RecipeError(errors)
+        control.should_training_stop = True
+
+    def _stop_before_step_1(self) -> None:
+        """A stop asked for at train begin still takes a step; so "stop" raises here too."""
+        if self._errors and self.settings.on_error != "warn":
+            errors, self._errors = self._errors, []
+            raise RecipeError(errors)

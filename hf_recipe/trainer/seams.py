@@ -1,0 +1,234 @@
+"""The seams on a Trainer instance: where the recorder looks on, and nothing is changed.
+
+Each seam is an attribute of the instance that calls the class's own method and hands its result
+through untouched. `Seams.remove` deletes the attributes, so that nothing is left.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from itertools import zip_longest
+from typing import Any
+
+import torch
+
+from hf_recipe.instruments.distributed import from_all_ranks
+from hf_recipe.instruments.record import Recorder, RowRecorder
+from hf_recipe.instruments.row_losses import row_losses
+
+SEAMS = ("training_step", "get_batch_samples", "_get_grad_norm", "prediction_step")
+
+
+class EvaluationRecorder:
+    """Collects one evaluation: each batch's loss and, where it can be had, each row's."""
+
+    def __init__(self) -> None:
+        self.loader: Any = None
+        self.batch_losses: list[torch.Tensor] = []
+        self.row_losses: list[torch.Tensor] | None = []
+
+    def start(self, loader: Any) -> None:
+        """Forget what an evaluation that broke off, or a prediction, has left."""
+        self.loader, self.batch_losses, self.row_losses = loader, [], []
+
+    def add(self, loss: torch.Tensor, rows: torch.Tensor | None) -> None:
+        """Take in one batch; one without row losses makes the whole set's unknown."""
+        self.batch_losses.append(loss)
+        if rows is None:
+            self.row_losses = None
+        elif self.row_losses is not None:
+            self.row_losses.append(rows)
+
+    def take(self, limit: int, unit: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The row losses in the set's order, and the batch losses, over all ranks; then forget.
+
+        Accelerate deals out batches to ranks in turn; so batch 0 of every rank comes before
+        batch 1 of any. A collective where there are several processes: all ranks call it.
+
+        Args:
+            limit: most rows that are kept, evenly spaced.
+            unit: what a batch's loss is divided by to give the model's own mean.
+        """
+        batches = [value / unit for value in _host(self.batch_losses)]
+        rows = None
+        if self.row_losses:
+            rows = [part.tolist() for part in self.row_losses]
+        everyone = from_all_ranks((batches, rows))
+        self.start(self.loader)
+        all_batches = [b for same in zip_longest(*(e[0] for e in everyone)) for b in same]
+        kept = tuple(b for b in all_batches if b is not None)
+        if any(e[1] is None for e in everyone):
+            return (), kept
+        dealt = zip_longest(*(e[1] or [] for e in everyone), fillvalue=[])
+        flat = [value for same in dealt for part in same for value in part]
+        size = _length(self.loader)
+        flat = flat[:size] if size else flat
+        stride = -(-len(flat) // limit) if len(flat) > limit else 1
+        return tuple(flat[::stride]), kept
+
+
+class Seams:
+    """Installs and removes the recorder's seams on one Trainer.
+
+    Args:
+        trainer: the Trainer.
+        recorder: takes losses, norms, rows and waiting times.
+        evaluation: takes evaluation batches.
+        unit: what an evaluation batch's loss is divided by to give the model's own mean.
+        first_step: called once, with the inputs of the first training step, before it runs.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        recorder: Recorder,
+        evaluation: EvaluationRecorder,
+        unit: Callable[[], float],
+        first_step: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        self.trainer = trainer
+        self.recorder = recorder
+        self.evaluation = evaluation
+        self.unit = unit
+        self.first_step = first_step
+        self.rows: RowRecorder | None = None
+        self.before_first = True
+        self._wrapped_sampler: tuple[Any, Any] | None = None
+        self._installed: dict[str, Any] = {}
+        self._earlier: dict[str, Any] = {}
+
+    def install(self) -> None:
+        """Wrap the instance's methods; again is the same as once."""
+        for name in SEAMS:
+            if name in self._installed or not hasattr(self.trainer, name):
+                continue
+            if name in vars(self.trainer):
+                self._earlier[name] = vars(self.trainer)[name]
+            inner = getattr(self.trainer, name)
+            wrapper = functools.wraps(inner)(getattr(self, f"_{name.lstrip('_')}")(inner))
+            self._installed[name] = wrapper
+            setattr(self.trainer, name, wrapper)
+
+    def remove(self) -> None:
+        """Take every seam off again."""
+        for name, wrapper in self._installed.items():
+            if vars(self.trainer).get(name) is not wrapper:
+                continue  # someone wrapped it after us; taking it away would undo theirs too
+            if name in self._earlier:
+                setattr(self.trainer, name, self._earlier[name])
+            else:
+                delattr(self.trainer, name)
+        self._installed, self._earlier = {}, {}
+        self.unwatch_rows()
+
+    # ---------------------------------------------------------------- rows
+
+    def watch_rows(self, dataloader: Any) -> None:
+        """Remember which rows the inner batch sampler of a prepared dataloader hands out."""
+        self.unwatch_rows()
+        inner = getattr(dataloader, "base_dataloader", dataloader)
+        sampler = getattr(inner, "batch_sampler", None)
+        if sampler is None:
+            return
+        self.rows = RowRecorder(sampler)
+        # DataLoader refuses to set it after construction; reading it back is all it guards.
+        object.__setattr__(inner, "batch_sampler", self.rows)
+        self._wrapped_sampler = (inner, sampler)
+
+    def unwatch_rows(self) -> None:
+        """Put the dataloader's own batch sampler back."""
+        if self._wrapped_sampler is not None:
+            inner, sampler = self._wrapped_sampler
+            if inner.batch_sampler is self.rows:
+                object.__setattr__(inner, "batch_sampler", sampler)
+        self.rows = self._wrapped_sampler = None
+
+    # ---------------------------------------------------------------- wrappers
+
+    def _training_step(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        recorder = self.recorder
+
+        def training_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if not recorder.active:
+                return inner(model, inputs, *args, **kwargs)
+            if self.before_first:
+                self.before_first = False
+                self.first_step(inputs)
+            loss = inner(model, inputs, *args, **kwargs)
+            if isinstance(loss, torch.Tensor):
+                recorder.micro_batches.append(loss)
+            if self.rows is not None:
+                recorder.rows.extend(self.rows.take())
+            return loss
+
+        return training_step
+
+    def _get_batch_samples(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        recorder = self.recorder
+
+        def get_batch_samples(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            samples = inner(*args, **kwargs)
+            recorder.waiting += time.perf_counter() - start
+            return samples
+
+        return get_batch_samples
+
+    def _get_grad_norm(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        recorder = self.recorder
+
+        def _get_grad_norm(*args: Any, **kwargs: Any) -> Any:
+            norm = inner(*args, **kwargs)
+            if recorder.active:
+                recorder.norm = norm
+            return norm
+
+        return _get_grad_norm
+
+    def _prediction_step(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        def prediction_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self.recorder.active:
+                return inner(model, inputs, *args, **kwargs)
+            loader = self.trainer.callback_handler.eval_dataloader
+            if loader is not self.evaluation.loader:
+                self.evaluation.start(loader)
+            labels = _labels(inputs, self.trainer.label_names)
+            seen: list[Any] = []
+            hook = model.register_forward_hook(lambda _m, _a, outputs: seen.append(outputs))
+            try:
+                result = inner(model, inputs, *args, **kwargs)
+            finally:
+                hook.remove()
+            if result[0] is not None:
+                self._take_rows(result[0], seen[0] if len(seen) == 1 else None, labels)
+            return result
+
+        return prediction_step
+
+    def _take_rows(self, loss: torch.Tensor, outputs: Any, labels: Any) -> None:
+        evaluation = self.evaluation
+        rows = None
+        if outputs is not None and evaluation.row_losses is not None:
+            mean = float(loss) / self.unit()
+            smoothing = float(self.trainer.args.label_smoothing_factor or 0.0)
+            rows = row_losses(outputs, labels, mean, smoothing=smoothing)
+        evaluation.add(loss, rows)
+
+
+def _host(losses: list[torch.Tensor]) -> list[float]:
+    """Losses as floats, read with one copy."""
+    return torch.stack([loss.float() for loss in losses]).tolist() if losses else []
+
+
+def _length(loader: Any) -> int | None:
+    dataset: Any = getattr(loader, "dataset", None)
+    return len(dataset) if hasattr(dataset, "__len__") else None
+
+
+def _labels(inputs: Any, names: list[str]) -> Any:
+    if not isinstance(inputs, Mapping) or len(names) != 1:
+        return None
+    labels = inputs.get(names[0])
+    return labels.detach() if isinstance(labels, torch.Tensor) else None

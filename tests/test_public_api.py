@@ -1,0 +1,107 @@
+"""The names that others build on."""
+
+import inspect
+
+import pytest
+
+import hf_recipe
+
+NAMES = [
+    "CHECKS",
+    "DistillationTrainer",
+    "DistillationTrainingArguments",
+    "EarlyStopping",
+    "HockeyStickCallback",
+    "InitialLossCallback",
+    "LRDecayCallback",
+    "RecipeCallback",
+    "RecipeError",
+    "Report",
+    "__version__",
+    "attach",
+    "explain",
+    "inspect_dataset",
+    "set_output_bias",
+]
+
+FUNCTIONS = {
+    "hf_recipe.baselines.initial_loss.expected_initial_loss": [
+        "logits",
+        "labels",
+        "problem_type",
+        "groups",
+        "ignore_index",
+    ],
+    "hf_recipe.complexify.schedule.judge_schedule": [
+        "learning_rates",
+        "steps_per_epoch",
+        "continuation",
+    ],
+    "hf_recipe.tune.space.quasi_random": ["space", "n", "seed"],
+    "hf_recipe.tune.distillation_loss.chunked_divergence": [
+        "student_hidden",
+        "student_weight",
+        "teacher_hidden",
+        "teacher_weight",
+        "labels",
+        "kind",
+        "temperature",
+        "chunk_rows",
+        "student_bias",
+        "teacher_bias",
+        "logit_scale",
+        "softcap",
+        "num_items",
+        "ignore_index",
+    ],
+    "hf_recipe.regularize.early_stopping.StoppingRule.update": [
+        "self",
+        "value",
+        "standard_error",
+        "schedule_fraction",
+    ],
+}
+
+
+def test_the_public_names_are_these():
+    assert sorted(hf_recipe.__all__) == sorted(NAMES)
+    for name in NAMES:
+        assert getattr(hf_recipe, name) is not None
+
+
+@pytest.mark.parametrize("path", sorted(FUNCTIONS))
+def test_fixed_functions_take_these_arguments(path):
+    import importlib
+
+    parts = path.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[cut:]:
+            found = getattr(found, part)
+        break
+    assert list(inspect.signature(found).parameters)[: len(FUNCTIONS[path])] == FUNCTIONS[path]
+
+
+def test_attach_takes_what_the_contract_names():
+    names = list(inspect.signature(hf_recipe.attach).parameters)
+    assert names == [
+        "trainer",
+        "select",
+        "ignore",
+        "expect",
+        "severity",
+        "thresholds",
+        "on_error",
+        "baseline",
+        "report_dir",
+        "overhead",
+        "log_samples",
+    ]
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'atach'"):
+        _ = hf_recipe.atach

@@ -1,0 +1,140 @@
+"""Law 1: weights, optimizer, random state and losses are bit-identical with and without us."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import Trainer
+
+import hf_recipe
+from hf_recipe.instruments.quiet import quiet
+from tests.models import arguments, batchnorm, bert, points, signature, words
+
+RUN = {
+    "gradient_accumulation_steps": 2,
+    "max_steps": 12,
+    "eval_strategy": "steps",
+    "eval_steps": 4,
+    "logging_steps": 3,
+}
+
+
+def _trainer(folder: Path, kind: str, **changes) -> Trainer:
+    model, data = (bert(), words) if kind == "dropout" else (batchnorm(), points)
+    return Trainer(
+        model=model,
+        args=arguments(folder, **{**RUN, **changes}),
+        train_dataset=data(),
+        eval_dataset=data(64, seed=2),
+    )
+
+
+@pytest.mark.parametrize("kind", ["dropout", "batchnorm"])
+def test_a_watched_run_is_bit_identical(kind, tmp_path):
+    bare = _trainer(tmp_path / "bare", kind)
+    bare.train()
+
+    watched = _trainer(tmp_path / "watched", kind)
+    recipe = hf_recipe.attach(watched)
+    recipe.preflight()
+    watched.train()
+
+    assert recipe.report.crashed == {}
+    assert len(recipe.recorder.curves["loss"].y) == 12
+    assert signature(watched) == signature(bare)
+
+
+def test_a_lone_callback_is_bit_identical_too(tmp_path):
+    bare = _trainer(tmp_path / "bare", "batchnorm")
+    bare.train()
+    watched = _trainer(tmp_path / "watched", "batchnorm")
+    callback = hf_recipe.RecipeCallback()
+    watched.add_callback(callback)
+    watched.train()
+    assert callback.report.crashed == {}
+    assert signature(watched) == signature(bare)
+
+
+def test_a_bare_run_differs_when_the_data_order_is_drawn_from(tmp_path):
+    """The comparison itself can tell: one draw from torch's generator is another run."""
+    bare = _trainer(tmp_path / "bare", "dropout")
+    bare.train()
+    other = _trainer(tmp_path / "other", "dropout")
+    other.add_callback(_Draws())
+    other.train()
+    assert signature(other) != signature(bare)
+
+
+class _Draws(hf_recipe.RecipeCallback):
+    def on_train_begin(self, args, state, control, **kwargs):
+        torch.rand(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dropout", "batchnorm"])
+def test_two_processes_are_bit_identical(kind, tmp_path):
+    script = Path(__file__).with_name("two_processes.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    found = {}
+    for watch in ("bare", "watched"):
+        folder = tmp_path / watch
+        port = str(random.Random(f"{kind}{watch}{tmp_path}").randint(20_000, 50_000))
+        done = subprocess.run(
+            [*command, "--master_port", port, str(script), kind, watch, str(folder)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[watch] = [(folder / f"rank{rank}.txt").read_text() for rank in (0, 1)]
+    assert found["bare"] == found["watched"]
+    assert all(text.startswith("world 2 ") for text in found["bare"])
+
+
+def test_the_guard_restores_everything_a_step_leaves(tmp_path):
+    model = batchnorm()
+    model.train()
+    inputs = {"features": torch.randn(8, 8), "labels": torch.randint(0, 4, (8,))}
+    model(**inputs).loss.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters()}
+    values = {n: g.clone() for n, g in gradients.items()}
+    buffers = {n: b.clone() for n, b in model.named_buffers()}
+    states = (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())
+    with quiet(model):
+        assert all(p.grad is None for p in model.parameters())
+        model.eval()
+        model.train()
+        next(model.parameters()).requires_grad_(False)
+        model(**inputs).loss.backward()
+        torch.rand(3), np.random.rand(3), random.random()
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(p.grad is gradients[n] for n, p in model.named_parameters())
+    assert all(torch.equal(p.grad, values[n]) for n, p in model.named_parameters())
+    assert all(torch.equal(b, buffers[n]) for n, b in model.named_buffers())
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()
+    assert random.getstate() == states[2]
+
+
+def test_the_guard_restores_after_an_exception():
+    model = batchnorm()
+    model.eval()
+    before = torch.get_rng_state()
+
+    def probe():
+        with quiet(model):
+            model.train()
+            torch.rand(1)
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        probe()
+    assert not model.training
+    assert torch.equal(torch.get_rng_state(), before)

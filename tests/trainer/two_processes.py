@@ -1,0 +1,25 @@
+"""Run by torchrun: trains with or without the recipe, and writes one file per rank."""
+
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+import hf_recipe
+from tests.models import signature
+from tests.trainer.test_no_trace import _trainer
+
+if __name__ == "__main__":
+    kind, watch, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    trainer = _trainer(folder, kind, average_tokens_across_devices=False)
+    recipe = None
+    if watch == "watched":
+        recipe = hf_recipe.attach(trainer)
+        recipe.preflight()
+    trainer.train()
+    if recipe is not None:
+        assert recipe.report.crashed == {}, recipe.report.crashed
+        assert len(recipe.recorder.curves["loss"].y) == 12
+    world = dist.get_world_size()
+    text = f"world {world} {signature(trainer)}"
+    (folder / f"rank{trainer.args.process_index}.txt").write_text(text)
