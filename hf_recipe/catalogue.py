@@ -30,14 +30,13 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.baselines.wiring",
     "hf_recipe.complexify.loss_course",
     "hf_recipe.complexify.nonfinite_origin",
-)
-MODULES: tuple[str, ...] = ("hf_recipe.complexify.schedule",)
-    "hf_recipe.data.labels",
-    "hf_recipe.data.label_head",
-    "hf_recipe.data.splits",
-    "hf_recipe.data.masks",
+    "hf_recipe.complexify.schedule",
     "hf_recipe.data.columns",
     "hf_recipe.data.duplicates",
+    "hf_recipe.data.label_head",
+    "hf_recipe.data.labels",
+    "hf_recipe.data.masks",
+    "hf_recipe.data.splits",
 )
 
 
