@@ -37,6 +37,7 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.data.labels",
     "hf_recipe.data.masks",
     "hf_recipe.data.splits",
+    "hf_recipe.data.tokens",
 )
 
 
