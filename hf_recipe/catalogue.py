@@ -24,6 +24,7 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.data.labels",
     "hf_recipe.data.masks",
     "hf_recipe.data.splits",
+    "hf_recipe.data.tokens",
     "hf_recipe.baselines.accumulation",
     "hf_recipe.baselines.hockey_stick",
     "hf_recipe.baselines.initial_loss",
