@@ -17,7 +17,10 @@ from hf_recipe.core.check import Check, Measurement, Monitor, Probe, judged
 from hf_recipe.core.finding import Fault, Finding
 from hf_recipe.core.report import Report
 
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = (
+    "hf_recipe.baselines.dependency",
+    "hf_recipe.baselines.one_batch",
+)
 
 
 class _Lazy(Mapping[str, Any]):

@@ -22,9 +22,10 @@ import transformers
 from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
+from hf_recipe.catalogue import stored_checks
 from hf_recipe.core.config import Settings
 from hf_recipe.core.exhibit import Curve, Line
-from hf_recipe.core.finding import Stage
+from hf_recipe.core.finding import STAGES, Stage
 from hf_recipe.core.report import Report
 from hf_recipe.instruments.compare import Outcome, Variant, remembered
 from hf_recipe.instruments.distributed import rank, world_size
@@ -34,7 +35,7 @@ from hf_recipe.runner.ledger import Ledger, command_line, git_state, tracked
 from hf_recipe.runner.models import build, given_config
 from hf_recipe.runner.options import Options, split_list
 from hf_recipe.runner.show import Show
-from hf_recipe.trainer.attach import attach
+from hf_recipe.trainer.attach import attach, known_thresholds
 from hf_recipe.trainer.metrics import PRIMARY, compute_metrics_for
 
 EVALUATIONS, TRAIN_SAMPLE = 6, 1024
@@ -276,16 +277,7 @@ class Lab:
         if not path.is_file():
             return
         seen = Report.from_json(path)
-        for name, moments in seen.ran.items():
-            known = self.report.ran.setdefault(name, [])
-            known += [moment for moment in moments if moment not in known]
-            self.report.skipped.pop(name, None)
-        for name, reason in seen.skipped.items():
-            if name not in self.report.ran:
-                self.report.skipped.setdefault(name, reason)
-        self.report.crashed |= seen.crashed
-        self.report.explains |= seen.explains
-        self.report.environment |= seen.environment
+        self.absorb(seen)
         trial = Setup(**variant.settings).watch == "trial"
         standing = {finding.identity for finding in self.report.flat}
         for finding in seen.flat:
@@ -294,6 +286,42 @@ class Lab:
             if finding.identity not in standing:
                 self.report.add(finding)
                 self.show.finding(finding)
+
+    def absorb(self, seen: Report) -> None:
+        """Take in what another report ran, skipped and crashed on; not its findings."""
+        wanted = {name for name in seen.ran if name in self.chosen()}
+        for name in wanted:
+            known = self.report.ran.setdefault(name, [])
+            known += [moment for moment in seen.ran[name] if moment not in known]
+            self.report.skipped.pop(name, None)
+        for name, reason in seen.skipped.items():
+            if name not in self.report.ran and name in self.chosen():
+                self.report.skipped.setdefault(name, reason)
+        self.report.crashed |= {k: v for k, v in seen.crashed.items()}
+        self.report.explains |= seen.explains
+        self.report.environment |= seen.environment
+        self.report.measurements += [m for m in seen.measurements if m.moment == "dataset"]
+
+    def settings(self) -> Settings:
+        """What the user selected."""
+        chosen = self.options.recipe
+        return Settings.resolve(
+            command_line={
+                "select": split_list(chosen.select) or None,
+                "ignore": split_list(chosen.ignore) or None,
+                "log_samples": chosen.log_samples or None,
+            },
+            checks=known_thresholds(),
+        )
+
+    def chosen(self, stage: Stage | None = None) -> set[str]:
+        """Names of the selected checks, of one stage or all."""
+        settings = self.settings()
+        return {
+            name
+            for name, entry in stored_checks().items()
+            if settings.selects(name, entry["stage"]) and stage in (None, entry["stage"])
+        }
 
     def _note(self, outcome: Outcome) -> str:
         facts = outcome.facts
@@ -361,11 +389,8 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self.tell(state.global_step, state.max_steps)
 
 
-def known_names() -> Settings | Any:
+def known_names() -> tuple[str, ...]:
     """Names and stages that `ignore` may hold."""
-    from hf_recipe.catalogue import stored_checks
-    from hf_recipe.core.finding import STAGES
-
     return (*stored_checks(), *STAGES)
 
 

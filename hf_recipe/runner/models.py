@@ -5,6 +5,8 @@ Everything is built fresh from a config unless ``--model_name_or_path`` names a 
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -223,3 +225,15 @@ def _given(
         return auto.from_config(config)
     except (OSError, ValueError) as error:
         raise UsageError(f"the model cannot be built: {str(error).splitlines()[0]}") from None
+
+
+def load_model(data: Data, path: str | Path) -> Any:
+    """A model that this job has saved."""
+    config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") == SimpleConfig.model_type:
+        return SimpleModel.from_pretrained(path)
+    image = data.kind == "image"
+    auto = AutoModelForImageClassification if image else AutoModelForSequenceClassification
+    model = auto.from_pretrained(path)
+    model.accepts_loss_kwargs = False
+    return model

@@ -1,0 +1,15 @@
+"""The recipe for training neural networks, end to end: `accelerate launch scripts/recipe.py`.
+
+Without arguments it runs on bundled real data. ``--help`` lists the flags; every flag of
+`TrainingArguments` is one of them.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hf_recipe.runner.main import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main())
