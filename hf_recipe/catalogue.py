@@ -18,8 +18,27 @@ from hf_recipe.core.finding import Fault, Finding
 from hf_recipe.core.report import Report
 
 MODULES: tuple[str, ...] = (
+    "hf_recipe.baselines.accumulation",
     "hf_recipe.baselines.dependency",
+    "hf_recipe.baselines.hockey_stick",
+    "hf_recipe.baselines.initial_loss",
+    "hf_recipe.baselines.input_blind",
+    "hf_recipe.baselines.loss_units",
     "hf_recipe.baselines.one_batch",
+    "hf_recipe.baselines.optimizer_wiring",
+    "hf_recipe.baselines.output_bias",
+    "hf_recipe.baselines.rehearsal",
+    "hf_recipe.baselines.save_rehearsal",
+    "hf_recipe.baselines.wiring",
+    "hf_recipe.complexify.loss_course",
+    "hf_recipe.complexify.nonfinite_origin",
+    "hf_recipe.complexify.schedule",
+    "hf_recipe.data.columns",
+    "hf_recipe.data.duplicates",
+    "hf_recipe.data.label_head",
+    "hf_recipe.data.labels",
+    "hf_recipe.data.masks",
+    "hf_recipe.data.splits",
 )
 
 

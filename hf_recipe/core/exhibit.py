@@ -159,8 +159,8 @@ class Series:
                 del self.x[1::2], self.y[1::2]
                 self.stride *= 2
             if self.seen % self.stride == 0:
-                self.x.append(x)
-                self.y.append(y)
+                self.x.append(float(x))
+                self.y.append(float(y))
         self.seen += 1
 
     def line(self, name: str) -> Line:

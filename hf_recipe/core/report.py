@@ -226,7 +226,10 @@ class Report:
             ran={name: list(moments) for name, moments in data["ran"].items()},
             skipped=dict(data["skipped"]),
             crashed=dict(data["crashed"]),
-            measurements=[_record(Stored, item) for item in data["measurements"]],
+            measurements=[  # their values stay JSON until they are judged again
+                replace(_record(Stored, item), values=item["values"])
+                for item in data["measurements"]
+            ],
             exhibits=[_exhibit(item) for item in data["exhibits"]],
             answers=[_record(Answer, item) for item in data["answers"]],
             gates=[_record(Gate, item) for item in data["gates"]],

@@ -130,7 +130,7 @@ class Closing:
     def live_state(self) -> dict[str, Any]:
         """The dict that rides in TrainerState; kept up to date in place."""
         self.state.clear()
-        self.state["monitors"] = self.recipe.states
+        self.state["monitors"] = self.recipe.watch.states
         self.state["findings"] = [plain(finding) for finding in self.recipe.report.flat]
         return self.state
 

@@ -12,10 +12,9 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from hf_recipe.catalogue import CHECKS, MONITORS
+from hf_recipe.catalogue import CHECKS
 from hf_recipe.core.check import Probe
 from hf_recipe.core.config import Settings
 from hf_recipe.core.finding import Finding
@@ -30,6 +29,7 @@ from hf_recipe.trainer.closing import Closing
 from hf_recipe.trainer.listening import ModelHook
 from hf_recipe.trainer.seams import EvaluationRecorder, Seams
 from hf_recipe.trainer.units import Units
+from hf_recipe.trainer.watch import Watch
 
 STATE_KEY = "hf_recipe"
 MOST_ROWS = 65_536
@@ -80,9 +80,8 @@ class Recipe:
         self.examiner = Examiner(settings, hear=self._hear, agree=from_rank_0, leads=rank() == 0)
         self.closing = Closing(self)
         self.units = Units()
-        self._dropped: set[str] = set()
+        self.watch = Watch(self.examiner)
         self.plan: Plan | None = None
-        self.states: dict[str, dict[str, Any]] = {}
         self._members: list[weakref.ref[Any]] = []
         self._seams = (
             None
@@ -337,22 +336,7 @@ class Recipe:
             self._fold(Window(steps=steps, plan=self.plan, ended=ended))
 
     def _fold(self, window: Window) -> None:
-        split = window.evaluation.split if window.evaluation is not None else ""
-        for monitor in MONITORS.values():
-            if not self.examiner.judging(monitor.measures) or monitor.name in self._dropped:
-                continue
-            try:
-                state, measured = monitor.fold(
-                    self.states.get(monitor.name, {}), window, self.examiner.latest
-                )
-            except Exception as error:  # the probe border
-                self.examiner.crash(monitor.measures, monitor.name, error)
-                self._dropped.add(monitor.name)
-                continue
-            self.states[monitor.name] = state
-            if measured is not None:
-                step = self.recorder.last_step
-                self.examiner.judge(measured, monitor.moment, split=split, step=step)
+        self.watch.fold(window, self.recorder.last_step)
 
     def _take_evaluation(self, step: int, metrics: Mapping[str, Any]) -> Evaluation:
         prefix = next((k[: -len("_runtime")] for k in metrics if k.endswith("_runtime")), "eval")
@@ -365,10 +349,10 @@ class Recipe:
         """Ride in the TrainerState as a plain dict: saved with every checkpoint, read on resume."""
         kept = state.stateful_callbacks.get(STATE_KEY) if state.global_step > 0 else None
         if isinstance(kept, dict) and state.global_step > self.recorder.last_step:
-            self.states = dict(kept.get("monitors", {}))
+            self.watch.begin(dict(kept.get("monitors", {})))
             self.closing.restore(kept)
         elif state.global_step == 0:
-            self.states = {}
+            self.watch.begin({})
         state.stateful_callbacks[STATE_KEY] = self.closing.live_state()
 
     def _step_unit(self, micro_batches: int) -> float:
@@ -404,7 +388,3 @@ class Recipe:
         if self._errors and self.settings.on_error != "warn":
             errors, self._errors = self._errors, []
             raise RecipeError(errors)
-
-    def path(self, name: str) -> Path:
-        """Where `name` lies in the report's folder."""
-        return self.closing.folder / name

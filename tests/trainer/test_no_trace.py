@@ -127,9 +127,14 @@ def test_the_guard_restores_after_an_exception():
     model = batchnorm()
     model.eval()
     before = torch.get_rng_state()
-    with pytest.raises(RuntimeError), quiet(model):
-        model.train()
-        torch.rand(1)
-        raise RuntimeError("inside")
+
+    def probe():
+        with quiet(model):
+            model.train()
+            torch.rand(1)
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        probe()
     assert not model.training
     assert torch.equal(torch.get_rng_state(), before)

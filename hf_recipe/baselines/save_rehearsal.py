@@ -1,0 +1,328 @@
+"""A rehearsal of saving: the first checkpoint is written before the first step.
+
+The model is saved as the Trainer saves it, next to where the run will, read back, and compared;
+then everything is removed. And the disk is asked whether it holds what the run will keep. A large
+model is not written, only measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging as hf_logging
+
+from hf_recipe.core.check import Check, Measurement, Probe, Skip, private
+from hf_recipe.core.finding import Fault
+from hf_recipe.instruments.overrides import overrides
+from hf_recipe.instruments.quiet import restore_random_state, save_random_state
+from hf_recipe.instruments.subject import Subject
+
+WRITTEN_BYTES = 512 * 2**20  # larger models are not written for a rehearsal
+
+
+@dataclass(frozen=True)
+class CheckpointRehearsal(Measurement):
+    """A checkpoint written, read back and removed; and the room that the run's will take.
+
+    Attributes:
+        checkpoint_bytes: one checkpoint, with the optimizer's state where it is saved.
+        kept: checkpoints that stand on the disk at once, at most.
+        free_bytes: free where they will stand.
+        written: whether a rehearsal was written (not for large models or a saving of one's own).
+        failed_in: "write", "read" (the file), "load" (`from_pretrained`) or "".
+        error: type of the exception; text: its message.
+        lost: names in the model's state that the file lacks or holds differently.
+        difference: largest difference of the reloaded model's outputs, over their spread;
+            None where they were not compared.
+        half: whether the model computes in half precision.
+    """
+
+    checkpoint_bytes: int
+    kept: int
+    free_bytes: int
+    written: bool = False
+    failed_in: str = ""
+    error: str = ""
+    text: str = private(default="")
+    lost: tuple[str, ...] = ()
+    difference: float | None = None
+    half: bool = False
+
+
+# ---------------------------------------------------------------- the probe
+
+
+def rehearse_saving(subject: Subject) -> Iterator[CheckpointRehearsal]:
+    """Write, read back, compare and remove a checkpoint; ask for the disk's free space."""
+    args, trainer = subject.args, subject.trainer
+    if str(getattr(args.save_strategy, "value", args.save_strategy)) == "no":
+        raise Skip("save_strategy is 'no': the run saves nothing")
+    if not args.should_save:
+        raise Skip("another process saves")
+    if trainer is None:
+        raise Skip("without the Trainer its way of saving cannot be rehearsed")
+    folder = _nearest_folder(Path(args.output_dir))
+    size = sum(t.numel() * t.element_size() for t in subject.model.state_dict().values())
+    room = CheckpointRehearsal(
+        checkpoint_bytes=_checkpoint_bytes(subject),
+        kept=_checkpoints_kept(subject),
+        free_bytes=shutil.disk_usage(folder).free,
+        half=_is_half(subject.model),
+    )
+    own_way = any(overrides(trainer, n) for n in ("save_model", "_save", "_save_checkpoint"))
+    if own_way or size > WRITTEN_BYTES or size > room.free_bytes or trainer.is_deepspeed_enabled:
+        yield room
+        return
+    yield _written_and_read(subject, folder, room)
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The output folder, or the nearest folder above it that exists already."""
+    path = path.absolute()
+    return next(p for p in (path, *path.parents) if p.is_dir())
+
+
+def _is_half(model: nn.Module) -> bool:
+    return any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
+
+
+def _checkpoint_bytes(subject: Subject) -> int:
+    """Bytes of one checkpoint; of adapters only what is saved of them."""
+    adapters = hasattr(subject.model, "peft_config")
+    saved = [
+        p
+        for p in ([*subject.model.parameters(), *subject.model.buffers()])
+        if p.requires_grad or not adapters
+    ]
+    model = sum(p.numel() * p.element_size() for p in saved)
+    if subject.args.save_only_model:
+        return model
+    trained = [p for p in subject.model.parameters() if p.requires_grad]
+    copies = _state_copies(subject.optimizer, str(subject.args.optim))
+    return model + int(copies * sum(p.numel() * p.element_size() for p in trained))
+
+
+def _state_copies(optimizer: Any, named: str) -> float:
+    """Numbers that the optimizer keeps for each trained one."""
+    if "8bit" in named or "8bit" in type(getattr(optimizer, "optimizer", optimizer)).__name__:
+        return 0.5
+    if optimizer is None:
+        return 2.0 if "adam" in named.lower() else 1.0
+    defaults = getattr(optimizer, "optimizer", optimizer).defaults
+    if "betas" in defaults:
+        return 2.0
+    return 1.0 if defaults.get("momentum") else 0.0
+
+
+def _checkpoints_kept(subject: Subject) -> int:
+    """How many checkpoints stand on the disk at once."""
+    args, plan = subject.args, subject.plan
+    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
+    planned = 1
+    if plan is not None and strategy == "steps":
+        every = args.save_steps
+        every = math.ceil(plan.total_steps * every) if every < 1 else int(every)
+        planned = max(1, math.ceil(plan.total_steps / every))
+    elif plan is not None and strategy == "epoch":
+        planned = max(1, math.ceil(plan.total_steps / plan.steps_per_epoch))
+    if not args.save_total_limit:
+        return planned if strategy != "best" else 1
+    # A new one is complete before the oldest is removed, and the best one stays.
+    return min(planned, int(args.save_total_limit) + 1 + int(args.load_best_model_at_end))
+
+
+def _written_and_read(
+    subject: Subject, folder: Path, room: CheckpointRehearsal
+) -> CheckpointRehearsal:
+    room = replace(room, written=True)
+    try:
+        target = tempfile.mkdtemp(prefix=".rehearsal-", dir=folder)
+    except OSError as error:
+        return _failed(room, "write", error)
+    try:
+        with _hushed():
+            try:
+                subject.trainer._save(target)
+            except Exception as error:  # whatever saving raises is what is measured
+                return _failed(room, "write", error)
+            return _read_back(subject, Path(target), room)
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+
+
+def _failed(room: CheckpointRehearsal, stage: str, error: BaseException) -> CheckpointRehearsal:
+    return replace(room, failed_in=stage, error=type(error).__name__, text=str(error)[:500])
+
+
+def _read_back(subject: Subject, target: Path, room: CheckpointRehearsal) -> CheckpointRehearsal:
+    try:
+        stored: dict[str, torch.Tensor] = {}
+        for file in sorted(target.glob("*.safetensors")):
+            stored.update(load_file(file))
+    except (OSError, SafetensorError) as error:
+        return _failed(room, "read", error)
+    if not isinstance(subject.model, PreTrainedModel):
+        if hasattr(subject.model, "peft_config"):
+            return replace(room, lost=() if stored else ("adapters",))
+        return replace(room, lost=_lost(subject.model, stored))
+    try:
+        again = type(subject.model).from_pretrained(target, local_files_only=True)
+    except Exception as error:  # a constructor with arguments of its own, a shape that differs
+        return _failed(room, "load", error)
+    return replace(room, difference=_difference(subject, again))
+
+
+def _lost(model: nn.Module, stored: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """Names in the model's state that the file lacks or holds differently."""
+    lost = []
+    for name, tensor in model.state_dict().items():
+        kept = stored.get(name)
+        if kept is None or not torch.equal(kept.nan_to_num(), tensor.cpu().nan_to_num()):
+            lost.append(name)
+    return tuple(lost)
+
+
+def _difference(subject: Subject, again: PreTrainedModel) -> float | None:
+    """Largest difference between the outputs of the model and of its reloaded self."""
+    try:
+        inputs = subject.batch(size=2).inputs
+    except Skip:
+        return None
+    subject.model.eval()
+    again.eval().to(subject.device)
+    random_state, outputs = save_random_state(), []
+    for model in (subject.model, again):
+        restore_random_state(random_state)
+        with torch.no_grad(), subject.trainer.compute_loss_context_manager():
+            outputs.append(_tensors(model(**inputs)))
+    worst = 0.0
+    for ours, theirs in zip(*outputs, strict=False):
+        if ours.shape != theirs.shape:
+            return math.inf
+        ours, theirs = ours.double().nan_to_num(), theirs.double().nan_to_num()
+        spread = max(float(ours.abs().mean()), 1e-6)
+        worst = max(worst, float((ours - theirs).abs().max()) / spread)
+    return worst
+
+
+def _tensors(outputs: Any) -> list[torch.Tensor]:
+    values = outputs.values() if isinstance(outputs, Mapping) else outputs
+    return [v for v in values if isinstance(v, torch.Tensor) and v.is_floating_point()]
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """No progress bars and no notes about loading while a rehearsal runs."""
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(hf_logging.CRITICAL)
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+# ---------------------------------------------------------------- the check
+
+
+def saving_fails(
+    rehearsal: CheckpointRehearsal,
+    *,
+    tolerance: Annotated[
+        float, "same weights, same rows: other kernels differ by 1e-6 (float32); our choice"
+    ] = 1e-3,
+    half_tolerance: Annotated[
+        float, "bfloat16 keeps 8 bits, so other kernels differ by some 2**-8 a layer; our choice"
+    ] = 0.1,
+) -> Iterator[Fault]:
+    """A checkpoint cannot be written or read, comes back different, or finds no room."""
+    allowed = half_tolerance if rehearsal.half else tolerance
+    if rehearsal.failed_in:
+        does = {
+            "write": "cannot be written",
+            "read": "is written and cannot be read",
+            "load": "is written, and from_pretrained cannot read it back",
+        }[rehearsal.failed_in]
+        yield Fault(
+            f"a checkpoint {does}: {rehearsal.error}",
+            subject=rehearsal.failed_in,
+            # Training and resuming do without from_pretrained; handing the model on does not.
+            severity="warning" if rehearsal.failed_in == "load" else "error",
+            evidence={"seen": rehearsal.error, "expected": "a checkpoint"},
+            quotes=(rehearsal.text,) if rehearsal.text else (),
+        )
+    elif rehearsal.lost:
+        yield Fault(
+            f"{len(rehearsal.lost)} tensors are not in the checkpoint as they are in the model: "
+            f"{', '.join(rehearsal.lost[:5])}",
+            subject="read",
+            evidence={"seen": f"{len(rehearsal.lost)} lost", "expected": "none lost"},
+        )
+    elif rehearsal.difference is not None and not rehearsal.difference <= allowed:
+        yield Fault(
+            "a checkpoint, read back, gives other outputs: they differ by "
+            f"{rehearsal.difference:.3g} of their size",
+            subject="read",
+            evidence={
+                "seen": f"{rehearsal.difference:.3g}",
+                "expected": f"<= {allowed:g}",
+            },
+        )
+    needed = rehearsal.checkpoint_bytes * rehearsal.kept
+    if needed > rehearsal.free_bytes:
+        yield Fault(
+            f"{rehearsal.kept} checkpoints of {_size(rehearsal.checkpoint_bytes)} need "
+            f"{_size(needed)}; {_size(rehearsal.free_bytes)} are free",
+            subject="disk",
+            evidence={
+                "seen": f"{_size(rehearsal.free_bytes)} free",
+                "expected": _size(needed),
+                "checkpoint_bytes": rehearsal.checkpoint_bytes,
+                "kept": rehearsal.kept,
+            },
+            fix="TrainingArguments(..., save_total_limit=1, save_only_model=True)",
+        )
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
+
+
+REHEARSE_SAVING = Probe(
+    name="rehearse a checkpoint",
+    moment="probe",
+    measures=(CheckpointRehearsal,),
+    take=rehearse_saving,
+    needs=("unsharded",),
+)
+
+SAVE_FAILS = Check(
+    name="save-fails",
+    stage="baselines",
+    severity="error",
+    moments=("probe",),
+    why="The first checkpoint comes hours in: what stops it then loses all of them.",
+    fix="trainer.save_model(folder)  # until it passes",
+    source="Trainer._save, transformers 5.23 (2026); safetensors: shared tensors (2022)",
+    unsure="The room for checkpoints is an upper bound: old ones that a limit removes, and a run "
+    "that is stopped early, need less. A model too large to write is only measured.",
+    judges=(saving_fails,),
+)

@@ -1,0 +1,192 @@
+"""Which rows of a split are copies of each other, and do copies agree on their label?
+
+Copies weigh double in the loss. The same input under two labels puts a floor under the loss that
+no model can pass: the mean entropy of the labels given the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+
+from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
+from hf_recipe.core.finding import Fault
+from hf_recipe.data.hashing import table_hashes
+from hf_recipe.data.labels import seen_counts
+from hf_recipe.data.source import Roles, Source, roles_of, source_of, splits_of
+from hf_recipe.instruments.subject import Subject
+
+
+@dataclass(frozen=True)
+class Repeats(Measurement):
+    """Inputs that occur more than once in a split.
+
+    Attributes:
+        columns: what was compared.
+        rows, distinct: rows read, different inputs among them.
+        copies: rows that repeat an earlier one; examples: some of them.
+        conflicting: rows whose input also stands under another label; None without class labels.
+        conflict_groups: different inputs with more than one label.
+        floor: mean entropy of the label given the input, in nats per row: the loss floor.
+        conflict_examples: rows of conflicts, the most divided inputs first.
+        note: how much was read, where not all was.
+    """
+
+    columns: tuple[str, ...]
+    rows: int
+    distinct: int
+    copies: int
+    examples: tuple[int, ...] = ()
+    conflicting: int | None = None
+    conflict_groups: int = 0
+    floor: float = 0.0
+    conflict_examples: tuple[int, ...] = ()
+    note: str = ""
+
+
+def repeats(source: Source, inputs: tuple[str, ...], label: str | None) -> Repeats:
+    """Find copies by hash; and, where `label` holds classes, the copies that disagree."""
+    if source.varies:
+        raise Skip("a row comes out differently each time it is read, so copies cannot be seen")
+    if not inputs:
+        raise Skip(f"the {source.name} data has no input column")
+    wanted = [*inputs, *([label] if label else [])]
+    hashes, labels = [], []
+    for chunk in source.chunks(wanted):
+        hashes.append(table_hashes(chunk, inputs))
+        if label is not None:
+            labels.append(table_hashes(chunk, [label]))
+    every = np.concatenate(hashes)
+    _, first, places, counts = np.unique(
+        every, return_index=True, return_inverse=True, return_counts=True
+    )
+    later = np.ones(len(every), dtype=bool)
+    later[first] = False
+    found = Repeats(
+        columns=tuple(inputs),
+        rows=len(every),
+        distinct=len(counts),
+        copies=int(later.sum()),
+        examples=tuple(source.rows[later][:20].tolist()),
+        note=source.note,
+    )
+    return _conflicts(found, source, places, np.concatenate(labels)) if labels else found
+
+
+def _conflicts(found: Repeats, source: Source, places: np.ndarray, labels: np.ndarray) -> Repeats:
+    """Add what the labels of equal inputs say about each other."""
+    _, codes = np.unique(labels, return_inverse=True)
+    pairs, counts = np.unique(np.stack([places, codes]), axis=1, return_counts=True)
+    sizes = np.bincount(places)
+    parts = counts / sizes[pairs[0]]
+    entropy = np.bincount(pairs[0], weights=-parts * np.log(parts), minlength=len(sizes))
+    divided = np.bincount(pairs[0], minlength=len(sizes)) > 1
+    rows = np.flatnonzero(divided[places])
+    worst = rows[np.argsort(-entropy[places[rows]], kind="stable")][:20]
+    return Repeats(
+        **{
+            **vars(found),
+            "conflicting": len(rows),
+            "conflict_groups": int(divided.sum()),
+            "floor": float((entropy * sizes).sum() / max(len(labels), 1)),
+            "conflict_examples": tuple(source.rows[worst].tolist()),
+        }
+    )
+
+
+def _classes(subject: Subject, source: Source, roles: Roles) -> str | None:
+    """The label's column if it holds classes: quantities that differ are no conflict."""
+    try:
+        counts = seen_counts(subject, source, roles)
+    except Skip:
+        return None
+    return counts.column if counts.form == "class" else None
+
+
+def take_repeats(subject: Subject) -> Iterator[Located]:
+    """Find copies in every split."""
+    reasons = []
+    for split in splits_of(subject):
+        try:
+            source = source_of(subject, split)
+            roles = roles_of(subject, source)
+            yield Located(repeats(source, roles.inputs, _classes(subject, source, roles)), split)
+        except Skip as reason:
+            reasons.append(str(reason))
+    if len(reasons) == len(splits_of(subject)):
+        raise Skip("; ".join(reasons) or "there is no data set")
+
+
+def duplicate_example(
+    seen: Repeats,
+    *,
+    fraction: Annotated[float, "share of copies worth a note; web text has 1 to 10 %"] = 0.01,
+) -> Iterator[Fault]:
+    """A note on exact copies inside a split."""
+    share = seen.copies / max(seen.rows, 1)
+    if seen.distinct > 1 and share >= fraction:
+        yield Fault(
+            message=f"{seen.copies:,} of {seen.rows:,} rows ({share:.1%}) repeat an earlier input "
+            f"(compared: {', '.join(seen.columns)})" + (f"; {seen.note}" if seen.note else ""),
+            evidence={"seen": f"{seen.copies:,} copies", "expected": "few", "fraction": share},
+            examples=seen.examples,
+        )
+
+
+def conflicting_labels(
+    seen: Repeats,
+    *,
+    fraction: Annotated[float, "share of rows in conflict that a loss curve would show"] = 0.005,
+    per_input: Annotated[
+        float, "rows per input beyond which labels are drawn, not assigned (a noisy rule); judged"
+    ] = 3.0,
+) -> Iterator[Fault]:
+    """The same input under different labels."""
+    if not seen.conflicting or seen.distinct < 2:
+        return
+    share = seen.conflicting / seen.rows
+    small_world = seen.rows > per_input * seen.distinct
+    if share < fraction:
+        return
+    yield Fault(
+        message=f"{seen.conflicting:,} of {seen.rows:,} rows ({share:.1%}) share their input with "
+        f"a row of another label, in {seen.conflict_groups:,} inputs; no model can get its "
+        f"training loss under {seen.floor:.4f} nats",
+        severity="note" if small_world else None,
+        evidence={
+            "seen": f"{seen.conflicting:,} rows in conflict",
+            "expected": "none",
+            "floor": seen.floor,
+        },
+        examples=seen.conflict_examples,
+    )
+
+
+REPEATS = Probe("find copies", "dataset", (Repeats,), take_repeats)
+
+DUPLICATE_EXAMPLE = Check(
+    name="duplicate-example",
+    stage="data",
+    severity="note",
+    moments=("dataset",),
+    why="A copied row weighs twice, and copies are the first thing that a model memorises.",
+    fix="keep = {str(v): i for i, v in enumerate(dataset[column])}.values(); dataset.select(keep)",
+    source="Lee et al. 2022 (arXiv:2107.06499)",
+    judges=(duplicate_example,),
+    unsure="Few categories repeat by nature; oversampling repeats on purpose.",
+)
+
+CONFLICTING_LABELS = Check(
+    name="conflicting-labels",
+    stage="data",
+    severity="warning",
+    moments=("dataset",),
+    why="The same input under different labels cannot be learnt; it sets a floor under the loss.",
+    fix="look at the rows in `examples`; keep the majority label or drop them",
+    source="Karpathy 2019; Northcutt et al. 2021 (arXiv:2103.14749)",
+    judges=(conflicting_labels,),
+    unsure="Tasks whose labels are drawn (preferences, noisy rules) conflict by nature.",
+)

@@ -1,0 +1,287 @@
+"""Do evaluation rows stand in the training set too?
+
+The recipe chooses by the validation loss; rows that were trained on make it a memory test. Rows
+are compared by a 64-bit hash of what the model sees (`input_ids`, the image's bytes, the text),
+so that a differing row number or label does not hide a copy.
+
+Poor inputs (a few categories, a short text) repeat by chance. A training row's chance to have a
+twin among the other training rows is what an evaluation row's chance would be if both were drawn
+alike; poor rows count as leaked only beyond that. Rich ones (long texts, images) never repeat by
+chance: a twin is a copy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
+from hf_recipe.core.finding import Fault
+from hf_recipe.data.hashing import Hashes, is_list, row_bits, table_hashes
+from hf_recipe.data.source import Roles, Source, roles_of, source_of
+from hf_recipe.instruments.subject import Subject
+
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class SplitOverlap(Measurement):
+    """Rows of an evaluation set whose inputs stand in the training set.
+
+    Attributes:
+        columns: what was compared.
+        train_rows, rows: rows read of the training and of the evaluation set.
+        train_distinct: different inputs among the training rows.
+        copies: evaluation rows with the same input as a training row.
+        whole: of these, rows that agree in every shared column.
+        relabelled: of these, rows whose label is another one; None without comparable labels.
+        rich: copies too rich in information to agree by chance.
+        rich_expected, rich_deviation: rich copies to expect, and its standard deviation, from
+            how often training rows repeat each other (a random split of repeated rows).
+        poor_expected, poor_deviation: the same for the others.
+        same_data: the evaluation set is the training set itself.
+        declared: the evaluation set's name says that it is training data.
+        note: how much was read, where not all was.
+        examples: evaluation rows that are copies, rich ones first.
+    """
+
+    columns: tuple[str, ...]
+    train_rows: int
+    rows: int
+    train_distinct: int
+    copies: int = 0
+    whole: int = 0
+    relabelled: int | None = None
+    rich: int = 0
+    rich_expected: float = 0.0
+    rich_deviation: float = 0.0
+    poor_expected: float = 0.0
+    poor_deviation: float = 0.0
+    same_data: bool = False
+    declared: bool = False
+    note: str = ""
+    examples: tuple[int, ...] = ()
+
+
+def take_overlap(subject: Subject) -> Iterator[Located]:
+    """Compare every evaluation set with the training set."""
+    if not subject.evaluation:
+        raise Skip("there is no evaluation set to compare with the training set")
+    train = source_of(subject, "train")
+    reasons = []
+    for split in subject.evaluation:
+        try:
+            evaluation = source_of(subject, split)
+            yield Located(overlap(subject, train, evaluation), split)
+        except Skip as reason:
+            reasons.append(str(reason))
+    if len(reasons) == len(subject.evaluation):
+        raise Skip("; ".join(reasons))
+
+
+def overlap(subject: Subject, train: Source, evaluation: Source) -> SplitOverlap:
+    """What `evaluation` shares with `train`; raises Skip where rows cannot be compared."""
+    roles, other = roles_of(subject, train), roles_of(subject, evaluation)
+    columns = tuple(sorted(set(roles.inputs) & set(other.inputs)))
+    if not columns:
+        raise Skip(f"train and {evaluation.name} share no input column")
+    if train.varies or evaluation.varies:
+        raise Skip("a row comes out differently each time it is read, so copies cannot be seen")
+    same = _same_data(subject, evaluation.name)
+    declared = "train" in evaluation.name.lower()
+    train_hashes, hashes = _hashes(train, columns), _hashes(evaluation, columns)
+    distinct, places, counts = np.unique(train_hashes, return_inverse=True, return_counts=True)
+    found = np.isin(hashes, distinct)
+    basis = SplitOverlap(
+        columns=columns,
+        train_rows=len(train_hashes),
+        rows=len(hashes),
+        train_distinct=len(distinct),
+        copies=int(found.sum()),
+        same_data=same,
+        declared=declared,
+        note="; ".join(f"{s.name}: {s.note}" for s in (train, evaluation) if s.note),
+    )
+    if not found.any() or same:
+        return basis
+    enough = math.log2(max(len(train_hashes) * len(hashes), 2)) + 10  # one chance in 1,000
+    rich = _rich(evaluation, columns, found, enough)
+    repeated = counts[places] > 1
+    rich_repeated = _rich(train, columns, repeated, enough)
+    rich_expected, rich_deviation = chance(train_hashes, rich_repeated, hashes, rich)
+    poor_expected, poor_deviation = chance(
+        train_hashes, repeated & ~rich_repeated, hashes, found & ~rich
+    )
+    order = np.concatenate([np.flatnonzero(rich), np.flatnonzero(found & ~rich)])
+    return SplitOverlap(
+        **{
+            **vars(basis),
+            "whole": _whole(train, evaluation),
+            "relabelled": _relabelled(train, evaluation, roles, train_hashes, hashes, found),
+            "rich": int(rich.sum()),
+            "rich_expected": rich_expected,
+            "rich_deviation": rich_deviation,
+            "poor_expected": poor_expected,
+            "poor_deviation": poor_deviation,
+            "examples": tuple(int(evaluation.rows[i]) for i in order[:20]),
+        }
+    )
+
+
+def chance(
+    train_hashes: Hashes, repeated: Flags, hashes: Hashes, found: Flags
+) -> tuple[float, float]:
+    """Copies to expect when both splits are drawn alike, with the standard deviation.
+
+    The share of training rows with a twin among the others estimates an evaluation row's chance
+    of one; equal rows are one cluster, since they are found or missed together.
+
+    Args:
+        train_hashes, repeated: the training rows, and which of them have a twin among them.
+        hashes, found: the evaluation rows, and which of them have a twin in training.
+    """
+    rate = float(repeated.mean())
+    # three rows (the rule of three) stand for repeats that this training set is too small to show
+    spread = (rate + 3 / max(len(train_hashes), 1)) * cluster_size(hashes[found]) * len(hashes)
+    shared = _mean_variance(train_hashes, repeated) * len(hashes) ** 2
+    return rate * len(hashes), math.sqrt(spread + shared)
+
+
+def cluster_size(hashes: Hashes) -> float:
+    """Mean size of the cluster of equal hashes that an element stands in; 1 where there is none."""
+    _, counts = np.unique(hashes, return_counts=True)
+    return float((counts.astype(np.float64) ** 2).sum() / counts.sum()) if len(counts) else 1.0
+
+
+def _mean_variance(hashes: Hashes, flags: Flags) -> float:
+    """Variance of the mean of `flags`, with equal hashes as clusters."""
+    _, places = np.unique(hashes, return_inverse=True)
+    sums = np.bincount(places, weights=flags - flags.mean())
+    return float((sums**2).sum()) / max(len(hashes), 1) ** 2
+
+
+def _hashes(source: Source, columns: Sequence[str]) -> Hashes:
+    parts = [table_hashes(chunk, columns) for chunk in source.chunks(columns)]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)
+
+
+def _rich(source: Source, columns: Sequence[str], chosen: Flags, enough: float) -> Flags:
+    """Which of the chosen rows hold more than `enough` bits."""
+    rich = np.zeros(len(chosen), dtype=bool)
+    if not chosen.any():
+        return rich
+    start = 0
+    bits = []
+    for chunk in source.chunks(columns):
+        inside = chosen[start : start + chunk.num_rows]
+        if inside.any():
+            bits.append(row_bits(chunk, columns)[inside])
+        start += chunk.num_rows
+    rich[chosen] = np.concatenate(bits) > enough
+    return rich
+
+
+def _whole(train: Source, evaluation: Source) -> int:
+    shared = sorted(set(train.columns) & set(evaluation.columns))
+    return int(np.isin(_hashes(evaluation, shared), _hashes(train, shared)).sum())
+
+
+def _relabelled(
+    train: Source,
+    evaluation: Source,
+    roles: Roles,
+    train_hashes: Hashes,
+    hashes: Hashes,
+    found: Flags,
+) -> int | None:
+    """Copies none of whose twins in training has their label; None where labels are sequences."""
+    label = roles.label
+    if label is None or label not in evaluation.columns or label not in train.columns:
+        return None
+    first: pa.Table = next(train.chunks([label]))
+    if is_list(first.schema.field(label).type):
+        return None
+    pairs = train_hashes ^ _hashes(train, [label])
+    wanted = hashes ^ _hashes(evaluation, [label])
+    return int((found & ~np.isin(wanted, pairs)).sum())
+
+
+def _same_data(subject: Subject, split: str) -> bool:
+    train, evaluation = subject.rows("train").dataset, subject.rows(split).dataset
+    if train is evaluation:
+        return True
+    fingerprints: list[Any] = [getattr(d, "_fingerprint", None) for d in (train, evaluation)]
+    return fingerprints[0] is not None and fingerprints[0] == fingerprints[1]
+
+
+def split_leak(
+    overlap: SplitOverlap,
+    *,
+    deviations: Annotated[
+        float, "standard deviations beyond chance; 5 is a false alarm in a million"
+    ] = 5.0,
+    error_fraction: Annotated[
+        float, "share of rows from which a leak moves a metric by more than its last digit; judged"
+    ] = 0.005,
+    mean_copies: Annotated[
+        float, "copies per input beyond which the inputs are a small world of their own; judged"
+    ] = 3.0,
+) -> Iterator[Fault]:
+    """Copies beyond chance; none is reported where the set is, or says it is, training data."""
+    if overlap.same_data or overlap.declared or not overlap.copies:
+        return
+    poor = overlap.copies - overlap.rich
+    # a twin or two can always be chance where rows are poor
+    poor_leaks = poor - overlap.poor_expected > deviations * overlap.poor_deviation + 2
+    rich_beyond = overlap.rich - overlap.rich_expected > deviations * overlap.rich_deviation
+    small_world = overlap.train_rows > mean_copies * overlap.train_distinct
+    leaked = (poor if poor_leaks else 0) + (overlap.rich if rich_beyond or not small_world else 0)
+    if not leaked:
+        return
+    share = leaked / overlap.rows
+    proven = (poor_leaks or rich_beyond) and share >= error_fraction
+    parts = [f"{leaked:,} of {overlap.rows:,} rows ({share:.1%}) stand in the training set too"]
+    if overlap.relabelled:
+        parts.append(f"{overlap.relabelled:,} of them under another label")
+    if not (poor_leaks or rich_beyond):
+        parts.append("as many as a random split of a training set that repeats itself would give")
+    if overlap.note:
+        parts.append(overlap.note)
+    expected = overlap.rich_expected + overlap.poor_expected
+    yield Fault(
+        message="; ".join(parts) + f" (compared: {', '.join(overlap.columns)})",
+        severity="error" if proven else "warning",
+        evidence={
+            "seen": f"{leaked:,} copies",
+            "expected": "none" if expected < 0.5 else f"{expected:.0f} by repetition alone",
+            "copies": leaked,
+            "fraction": share,
+            "relabelled": overlap.relabelled,
+            "whole_rows": overlap.whole,
+        },
+        examples=overlap.examples,
+    )
+
+
+OVERLAP = Probe("compare splits", "dataset", (SplitOverlap,), take_overlap)
+
+SPLIT_LEAK = Check(
+    name="split-leak",
+    stage="data",
+    severity="error",
+    moments=("dataset",),
+    why="Rows that were trained on measure memory: the validation loss falls while the model "
+    "overfits, and every choice made by it is wrong.",
+    fix="seen = set(map(str, train[column])); "
+    "validation = validation.filter(lambda row: str(row[column]) not in seen)",
+    source="Karpathy 2019; Lee et al. 2022 (arXiv:2107.06499)",
+    judges=(split_leak,),
+    unsure="Inputs from a small world of long sequences (counting, grammars) repeat lawfully; they "
+    "are told from copies by how often training rows repeat each other. Near copies are not seen.",
+)

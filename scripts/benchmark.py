@@ -1,0 +1,229 @@
+"""Figures and their targets, each from a command; exits 1 when a target is missed.
+
+    python scripts/benchmark.py overhead     # what attach() costs a step
+    python scripts/benchmark.py --help
+
+Speeds are ratios within one run, paired and interleaved: machines are shared and noisy. Every
+command prints its figures and writes them as JSON, with commit, versions and seeds, to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+BLOCK = 50
+
+
+def provenance(seed: int) -> dict[str, Any]:
+    """What a figure rests on."""
+    import torch
+    import transformers
+
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    return {
+        "commit": commit,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "seed": seed,
+    }
+
+
+# ---------------------------------------------------------------------------- overhead
+
+
+def workloads(cuda: bool) -> dict[str, Callable[[], tuple[Any, Any]]]:
+    """Name -> () -> (model, data set): a 3 ms step, a 2M-parameter GPT-2, a small ResNet."""
+    import datasets
+    import torch
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        ResNetConfig,
+        ResNetForImageClassification,
+    )
+
+    from tests.models import bert, words
+
+    def small() -> tuple[Any, Any]:
+        return bert(hidden_size=16, num_hidden_layers=1, intermediate_size=32), words(512)
+
+    def gpt2() -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        config = GPT2Config(vocab_size=1000, n_embd=192, n_layer=4, n_head=4, n_positions=64)
+        ids = torch.randint(0, 1000, (256, 64)).tolist()
+        data = datasets.Dataset.from_dict({"input_ids": ids, "labels": ids})
+        return GPT2LMHeadModel(config), data
+
+    def resnet() -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        config = ResNetConfig(
+            num_channels=1,
+            embedding_size=16,
+            hidden_sizes=[16, 32],
+            depths=[1, 1],
+            layer_type="basic",
+            num_labels=10,
+        )
+        pixels = torch.randn(256, 1, 32, 32)
+        labels = torch.randint(0, 10, (256,))
+        rows = [{"pixel_values": p, "labels": y} for p, y in zip(pixels, labels, strict=True)]
+        model = ResNetForImageClassification(config)
+        model.accepts_loss_kwargs = False
+        return model, rows
+
+    return {"3 ms step": small, "GPT-2, 2M parameters": gpt2, "small ResNet": resnet}
+
+
+def toggled_run(
+    build: Callable[[], tuple[Any, Any]], steps: int, seed: int, watched: bool, cuda: bool
+) -> list[float]:
+    """Log ratios of the step's cost with the recipe on against off, one per pair of blocks.
+
+    The recipe is paused and resumed in random order within each pair of blocks of one run. With
+    `watched` False both are paused: what is left is the noise of the measurement itself.
+    """
+    import torch
+    from transformers import Trainer, TrainerCallback
+
+    import hf_recipe
+    from tests.models import arguments
+
+    clock = time.perf_counter if cuda else time.process_time
+    torch.set_num_threads(1)
+    model, data = build()
+    draw = random.Random(seed)
+    order = [on for _ in range(steps // (2 * BLOCK)) for on in draw.sample([True, False], 2)]
+
+    class Toggle(TrainerCallback):
+        def __init__(self) -> None:
+            self.cost: list[float] = []
+            self.began = 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step % BLOCK:
+                return
+            now = clock()
+            if state.global_step:
+                self.cost.append(now - self.began)
+            block = state.global_step // BLOCK
+            if watched and block < len(order):
+                (recipe.resume if order[block] else recipe.pause)()
+            self.began = clock()
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.cost.append(clock() - self.began)
+
+    with tempfile.TemporaryDirectory() as folder:
+        toggle = Toggle()
+        trainer = Trainer(
+            model=model,
+            args=arguments(
+                Path(folder),
+                max_steps=len(order) * BLOCK,
+                logging_steps=10**9,
+                use_cpu=not cuda,
+                logging_strategy="no",
+            ),
+            train_dataset=data,
+        )
+        recipe = hf_recipe.attach(trainer)
+        if not watched:
+            recipe.pause()
+        trainer.callback_handler.callbacks.insert(0, toggle)
+        trainer.train()
+    pairs = []
+    for i in range(2, len(order) - 1, 2):  # the first pair warms up
+        on, off = (i, i + 1) if order[i] else (i + 1, i)
+        pairs.append(math.log(toggle.cost[on] / toggle.cost[off]))
+    return pairs
+
+
+def median_interval(values: list[float], seed: int) -> tuple[float, float, float]:
+    """Median with its 95 % bootstrap interval, as ratios."""
+    draw = random.Random(seed)
+    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(1000))
+    return tuple(math.exp(v) for v in (statistics.median(values), medians[25], medians[974]))
+
+
+def overhead(options: argparse.Namespace) -> dict[str, Any]:
+    """`attach` at its defaults against the bare step."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    found: dict[str, Any] = {}
+    for name, build in workloads(cuda).items():
+        ratio = median_interval(
+            toggled_run(build, options.steps, options.seed, True, cuda), options.seed
+        )
+        noise = median_interval(
+            toggled_run(build, options.steps, options.seed, False, cuda), options.seed
+        )
+        undecided = max(abs(noise[1] - 1), abs(noise[2] - 1)) > 0.003 and not (
+            ratio[1] > options.limit or ratio[2] <= options.limit
+        )
+        found[name] = {
+            "ratio": ratio,
+            "a_a": noise,
+            "undecided": undecided,
+            "met": ratio[0] <= options.limit,
+        }
+        print(
+            f"{name:24} {ratio[0]:.4f} [{ratio[1]:.4f}, {ratio[2]:.4f}]   "
+            f"A/A {noise[0]:.4f} [{noise[1]:.4f}, {noise[2]:.4f}]"
+            f"   {'undecided' if undecided else 'met' if found[name]['met'] else 'MISSED'}"
+            f" (<= {options.limit})",
+            flush=True,
+        )
+    return found
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"overhead": overhead}
+
+
+def met(found: dict[str, Any]) -> bool:
+    """Whether every target that `found` names was met."""
+    return all(entry.get("met", True) for entry in found.values() if isinstance(entry, dict))
+
+
+def main() -> int:
+    """Run one command; 1 if one of its targets is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("command", choices=sorted(COMMANDS))
+    parser.add_argument("--steps", type=int, default=6000, help="steps of each run")
+    parser.add_argument("--limit", type=float, default=1.03, help="largest ratio to the bare step")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "benchmark")
+    options = parser.parse_args()
+    found = COMMANDS[options.command](options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    target = options.out / f"{options.command}.json"
+    target.write_text(json.dumps({"figures": found, **provenance(options.seed)}, indent=1))
+    print(f"figures: {target}")
+    return 0 if met(found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
