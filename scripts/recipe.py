@@ -4,8 +4,12 @@ Without arguments it runs on bundled real data. ``--help`` lists the flags; ever
 `TrainingArguments` is one of them.
 """
 
+import os
 import sys
 from pathlib import Path
+
+# Threads that spin while they wait make a shared machine crawl; read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

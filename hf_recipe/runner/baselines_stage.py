@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 
 from hf_recipe.baselines.dependency import row_dependence
 from hf_recipe.baselines.one_batch import OneBatch, overfit_one_batch
@@ -74,7 +75,8 @@ def _first_loss(lab: Lab, subject: Subject) -> None:
         subject.model.eval()
         batches = subject.batches("train", rows=256, size=64)
         weights = [len(batch) for batch in batches]
-        losses = [float(subject.compute_loss(batch.inputs)) for batch in batches]
+        with torch.no_grad():
+            losses = [float(subject.compute_loss(batch.inputs)) for batch in batches]
     loss = sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
     known = f"-log(1/{lab.data.outputs}) = {math.log(lab.data.outputs):.4f}"
     if not lab.data.classes:

@@ -16,7 +16,7 @@ from hf_recipe.instruments.distributed import from_rank_0
 from hf_recipe.runner.experiment import Lab, Setup, row_losses
 from hf_recipe.runner.gates import wilson
 from hf_recipe.runner.journey import Journey
-from hf_recipe.runner.models import load_model
+from hf_recipe.runner.models import load_saved
 from hf_recipe.trainer.metrics import compute_metrics_for
 
 BOTH = "train+validation"
@@ -65,7 +65,7 @@ def _results(lab: Lab, variants: dict[str, Variant]) -> dict[str, dict[str, Any]
 def _read(lab: Lab, variant: Variant) -> dict[str, Any]:
     args = lab.arguments(Setup(**variant.settings), variant)
     args.report_to = []
-    model = load_model(lab.data, lab.model_path(variant))
+    model = load_saved(lab.model_path(variant))
     trainer = Trainer(
         model=model,
         args=args,

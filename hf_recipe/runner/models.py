@@ -227,13 +227,17 @@ def _given(
         raise UsageError(f"the model cannot be built: {str(error).splitlines()[0]}") from None
 
 
-def load_model(data: Data, path: str | Path) -> Any:
-    """A model that this job has saved."""
+def load_saved(path: str | Path) -> Any:
+    """A model that this job has saved, of whatever kind."""
     config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") == SimpleConfig.model_type:
         return SimpleModel.from_pretrained(path)
-    image = data.kind == "image"
-    auto = AutoModelForImageClassification if image else AutoModelForSequenceClassification
+    (architecture,) = config["architectures"]
+    auto = (
+        AutoModelForImageClassification
+        if architecture.endswith("ForImageClassification")
+        else AutoModelForSequenceClassification
+    )
     model = auto.from_pretrained(path)
     model.accepts_loss_kwargs = False
     return model
