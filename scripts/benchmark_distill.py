@@ -10,10 +10,8 @@ turn, the ratio of each pair, its median.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
-import platform
 import statistics
 import subprocess
 import sys

@@ -220,7 +220,7 @@ def _factors(step: EmulatedStep, batch: Batch) -> tuple[float, float | None]:
     losses, norms = [], []
     for micro_batches in (1, step.accumulation):
         loss = step.of_equal_micro_batches(batch, micro_batches)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         if loss.requires_grad:
             torch.autograd.backward(loss)
         gradients = [p.grad for p in parameters if p.grad is not None]

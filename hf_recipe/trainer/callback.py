@@ -111,6 +111,10 @@ class RecipeCallback(TrainerCallback):  # type: ignore[misc]
         if recipe := self._lead(args):
             recipe.before_update(kwargs.get("optimizer"))
 
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if recipe := self._lead(args):
+            recipe.updated(kwargs.get("optimizer"))
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if recipe := self._lead(args):
             recipe.step_end(state, control, kwargs.get("model"))

@@ -24,7 +24,7 @@ from hf_recipe.core.finding import Finding
 from hf_recipe.instruments.distributed import rank, world_size
 from hf_recipe.instruments.window import Evaluation
 from hf_recipe.report.console import ConsoleSink
-from hf_recipe.trainer.tracker import Tracker
+from hf_recipe.report.tracking import TrackingSink
 
 if TYPE_CHECKING:
     from hf_recipe.trainer.recipe import Recipe
@@ -39,11 +39,12 @@ class Closing:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.console = ConsoleSink(enabled=rank() == 0)
-        self.tracker = Tracker(log_samples=recipe.settings.log_samples)
+        self.tracking = TrackingSink(log_samples=recipe.settings.log_samples)
         self.folder = Path(recipe.settings.report_dir or "recipe")
         self.evaluations: dict[str, Series] = {}
         self.state: dict[str, Any] = {}
         self._summarised = 0
+        self._untold = False
         trainer = recipe.trainer
         if trainer is not None:
             self._place(trainer.args)
@@ -57,6 +58,8 @@ class Closing:
     def started(self, args: Any, state: Any) -> None:
         """A run begins (or begins again)."""
         self._place(args)
+        if rank() == 0 and "trackio" in args.report_to:
+            self.tracking.trackers = ("wandb", "trackio")
         report = self.recipe.report
         report.status = "running"
         report.environment.update(environment(args))
@@ -66,12 +69,12 @@ class Closing:
     def heard(self, finding: Finding) -> None:
         """A finding is new."""
         self.console.finding(finding)
-        if rank() == 0:
-            self.tracker.alert(finding)
+        self._untold = True
 
     def after_preflight(self) -> None:
         """The probes have run."""
         self.write()
+        self.tell(self.recipe.recorder.last_step)
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """An evaluation is over: draw its loss, write the report."""
@@ -82,6 +85,7 @@ class Closing:
         if loss is not None:
             self.evaluations.setdefault(evaluation.split, Series()).add(evaluation.step, loss)
         self.write()
+        self.tell(evaluation.step)
 
     def finished(self, state: Any) -> None:
         """The run is over: say why what did not run did not, then render everything."""
@@ -91,11 +95,17 @@ class Closing:
         self._draw()
         self.write(page=True)
         if rank() == 0:
-            self.tracker.finish(recipe.report, self.folder / "report.html", state.global_step)
+            self.tracking.close(recipe.report, state.global_step)
         found = sum(f.count for f in recipe.report.flat) + len(recipe.report.crashed)
         if found != self._summarised or not self._summarised:
             self._summarised = found
             self.console.summary(recipe.report, path=self.folder / "report.html")
+
+    def tell(self, step: int) -> None:
+        """Bring the trackers up to date, if anything was found since they last were."""
+        if self._untold and rank() == 0:
+            self.tracking.update(self.recipe.report, step)
+            self._untold = False
 
     def crashed(self, where: str, error: Exception) -> None:
         """Something of ours broke outside of a check."""

@@ -25,6 +25,7 @@ from hf_recipe.instruments.record import Recorder, flushes_at
 from hf_recipe.instruments.subject import Plan, Subject
 from hf_recipe.instruments.window import Evaluation, Window
 from hf_recipe.trainer import preflight
+from hf_recipe.trainer.closer_look import CloserLook
 from hf_recipe.trainer.closing import Closing
 from hf_recipe.trainer.listening import ModelHook
 from hf_recipe.trainer.seams import EvaluationRecorder, Seams
@@ -81,13 +82,19 @@ class Recipe:
         self.closing = Closing(self)
         self.units = Units()
         self.watch = Watch(self.examiner)
+        self.closer_look = CloserLook(self.examiner, trainer)
         self.plan: Plan | None = None
         self._members: list[weakref.ref[Any]] = []
         self._seams = (
             None
             if trainer is None
             else Seams(
-                trainer, self.recorder, self.evaluation, self._evaluation_unit, self._first_step
+                trainer,
+                self.recorder,
+                self.evaluation,
+                unit=self._evaluation_unit,
+                first_step=self._first_step,
+                not_finite=self.closer_look.not_finite,
             )
         )
         self._hook = ModelHook(self.recorder, self.evaluation) if trainer is None else None
@@ -126,7 +133,6 @@ class Recipe:
         bare = Subject(trainer.model, trainer.args, None, {}, trainer=trainer)
         with preflight.guard_of(bare), preflight.borrowed(trainer):
             subject = preflight.subject_of_trainer(trainer, fresh=fresh)
-            self.units.measure(subject)
             self._examine(subject)
         self.closing.after_preflight()
         self._stop_before_step_1()
@@ -201,8 +207,9 @@ class Recipe:
             self._hook.install(model)
         subject = self._subject(args, state, fresh, seen)
         self.plan = subject.plan
-        self.units.measure(subject)
         self._examine(subject)
+        self._measure_units(subject)
+        self.closer_look.begin(model)
         self.closing.after_preflight()
         self._stop_before_step_1()
 
@@ -230,6 +237,11 @@ class Recipe:
             self.recorder.learning_rate = float(optimizer.param_groups[0]["lr"])
 
     @_event
+    def updated(self, optimizer: Any) -> None:
+        """The optimizer has stepped; gradients are still there."""
+        self.closer_look.updated(optimizer)
+
+    @_event
     def step_end(self, state: Any, control: Any, model: Any) -> None:
         """One optimizer step is done."""
         if self._moved is None or self._moved() is not model:
@@ -244,6 +256,7 @@ class Recipe:
         ):
             self._flush()
             self.closing.refresh_state()
+            self.closing.tell(state.global_step)
             self._act(control)
 
     @_event
@@ -306,6 +319,9 @@ class Recipe:
         preflight.run_probes(self.examiner, subject, again=due)
         self._taken |= set(self.report.ran)
 
+    def _measure_units(self, subject: Subject) -> None:
+        self.units.measure(self.examiner, subject, lambda: preflight.guard_of(subject))
+
     def _first_step(self, inputs: Mapping[str, Any]) -> None:
         """Inside the first training step: probe streams on its real inputs."""
         if self.trainer is None or not self._only_while_training():
@@ -317,8 +333,8 @@ class Recipe:
         )
         subject.first_inputs = inputs
         try:
-            self.units.measure(subject)
             self._examine(subject)
+            self._measure_units(subject)
             self.closing.after_preflight()
         except Exception as error:  # the border, as in `_event`
             self.fail("first step", error)

@@ -7,6 +7,7 @@ through untouched. `Seams.remove` deletes the attributes, so that nothing is lef
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping
 from itertools import zip_longest
@@ -78,6 +79,8 @@ class Seams:
         evaluation: takes evaluation batches.
         unit: what an evaluation batch's loss is divided by to give the model's own mean.
         first_step: called once, with the inputs of the first training step, before it runs.
+        not_finite: called with the inputs of a micro-batch whose loss is not finite, before its
+            update; on a CPU alone, where reading the loss makes nobody wait.
     """
 
     def __init__(
@@ -87,12 +90,14 @@ class Seams:
         evaluation: EvaluationRecorder,
         unit: Callable[[], float],
         first_step: Callable[[Mapping[str, Any]], None],
+        not_finite: Callable[[Mapping[str, Any]], None],
     ) -> None:
         self.trainer = trainer
         self.recorder = recorder
         self.evaluation = evaluation
         self.unit = unit
         self.first_step = first_step
+        self.not_finite = not_finite
         self.rows: RowRecorder | None = None
         self.before_first = True
         self._wrapped_sampler: tuple[Any, Any] | None = None
@@ -159,6 +164,8 @@ class Seams:
             loss = inner(model, inputs, *args, **kwargs)
             if isinstance(loss, torch.Tensor):
                 recorder.micro_batches.append(loss)
+                if not loss.is_cuda and not math.isfinite(loss):
+                    self.not_finite(inputs)
             if self.rows is not None:
                 recorder.rows.extend(self.rows.take())
             return loss
