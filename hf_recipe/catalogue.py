@@ -39,6 +39,8 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.data.labels",
     "hf_recipe.data.masks",
     "hf_recipe.data.splits",
+    "hf_recipe.tune.teacher_gain",
+    "hf_recipe.tune.teachers",
 )
 
 

@@ -135,8 +135,10 @@ def time_ratio(kind: str, width: int, pairs: int) -> dict[str, float]:
 def exactness(kind: str, rows: int = 64, vocabulary: int = 20_000, width: int = 64) -> float:
     """Largest error of value and gradients against float64, relative to the largest entry."""
     narrow = inputs(width, rows, vocabulary)
-    wide = [t.detach().double().requires_grad_(t.requires_grad) if t.is_floating_point() else t
-            for t in narrow]
+    wide = [
+        t.detach().double().requires_grad_(t.requires_grad) if t.is_floating_point() else t
+        for t in narrow
+    ]
     chunked = chunked_divergence(*narrow, kind=kind, temperature=2.0, chunk_rows=7)
     exact = naive_divergence(*wide, kind=kind, temperature=2.0)
     chunked.backward()
@@ -145,13 +147,17 @@ def exactness(kind: str, rows: int = 64, vocabulary: int = 20_000, width: int = 
     for a, b in zip(narrow[:2], wide[:2], strict=True):
         errors.append(float((a.grad - b.grad).abs().max() / b.grad.abs().max()))
     return max(errors)
+
+
 if __name__ == "__main__" and sys.argv[1:2] == ["--child"]:
     child(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
 elif __name__ == "__main__":
-    for k in KINDS: print(k, exactness(k))
-    for w in (64,512,2048):
+    for k in KINDS:
+        print(k, exactness(k))
+    for w in (64, 512, 2048):
         for k in ("forward_kl", "jsd"):
-            n, c = peak("naive",k,w,512), peak("chunked",k,w,512)
-            g = VOCABULARY*w*4/MEBIBYTE
-            print(w,k,n,c,n/c, (n-g)/(c-g), flush=True)
-            if w<2048: print(time_ratio(k,w,3), flush=True)
+            n, c = peak("naive", k, w, 512), peak("chunked", k, w, 512)
+            g = VOCABULARY * w * 4 / MEBIBYTE
+            print(w, k, n, c, n / c, (n - g) / (c - g), flush=True)
+            if w < 2048:
+                print(time_ratio(k, w, 3), flush=True)

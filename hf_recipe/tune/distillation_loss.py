@@ -1,14 +1,7 @@
-"""Divergences between a student and its teacher, dense and in chunks of rows.
+"""The loss of distillation, dense and in chunks of rows.
 
-Distilling is matching the teacher's distribution, softened by a temperature (Hinton et al. 2015).
-With p the teacher's and q the student's softmax at temperature T, one row's divergence is
-
-    forward_kl   KL(p || q)                                      Hinton et al. 2015
-    reverse_kl   KL(q || p)                                      Gu et al. 2023 (MiniLLM)
-    jsd          b KL(p || m) + (1 - b) KL(q || m),  m = b p + (1 - b) q     Agarwal et al. 2023
-    skewed_kl    KL(p || a p + (1 - a) q)                        Ko et al. 2024 (DistiLLM)
-
-times T^2, without which the gradient would fall as 1/T^2.
+Distilling is matching the teacher's distribution, softened by a temperature (Hinton et al. 2015);
+`divergences` has the four ways to measure the distance.
 
 Plain autograd keeps five to ten tensors of (rows, vocabulary) alive. Here each kind's gradient is
 known in closed form, so it is computed in the forward pass, in place, one chunk of rows at a time;
@@ -19,170 +12,22 @@ the hidden states and of the head.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-Kind = Literal["forward_kl", "reverse_kl", "jsd", "skewed_kl"]
+from hf_recipe.tune.divergences import KINDS, Head, Objective, hard_rows, soft_rows
+
+__all__ = ["KINDS", "Head", "Objective", "chunked_divergence", "chunked_loss", "divergence"]
+
 Vocabulary = Literal["error", "cut"]
-KINDS: tuple[str, ...] = get_args(Kind)
 
 # Logits held at once, in elements: 16 MiB in float32 on a CPU, where a chunk should stay near the
 # cache; 256 MiB on an accelerator, where a matrix product needs rows to be busy. Judgement.
 CHUNK_ELEMENTS = {"cpu": 2**22}
 CHUNK_ELEMENTS_ELSEWHERE = 2**26
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Which divergence, how soft, and how much of the hard loss goes with it.
-
-    Attributes:
-        kind: one of `KINDS`.
-        temperature: T > 0, of both distributions.
-        beta: the teacher's share of the mixture in "jsd", in (0, 1).
-        skew: the teacher's share of the mixture in "skewed_kl", in (0, 1).
-        soft, hard: weights of the divergence and of the cross-entropy with the labels.
-        smoothing: label smoothing of the cross-entropy, in [0, 1).
-    """
-
-    kind: str = "forward_kl"
-    temperature: float = 1.0
-    beta: float = 0.5
-    skew: float = 0.1
-    soft: float = 1.0
-    hard: float = 0.0
-    smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {self.kind!r}")
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"temperature must be positive; got {self.temperature}")
-        for name in ("beta", "skew"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1; got {getattr(self, name)}")
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"smoothing must lie in [0, 1); got {self.smoothing}")
-
-
-@dataclass(frozen=True)
-class Head:
-    """How hidden states become logits: ``cap * tanh(scale * (hidden @ weight.T + bias) / cap)``.
-
-    Attributes:
-        scale: what the model multiplies its head's output by (Cohere, Granite, Falcon-H1).
-        softcap: what it is capped at (Gemma 2); None: not capped.
-    """
-
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: Any) -> Tensor:
-        """The logits (rows, vocabulary) of some rows, in a buffer of their own."""
-        product = hidden @ weight.T if bias is None else torch.addmm(bias, hidden, weight.T)
-        product = product.to(dtype)
-        if self.scale != 1.0:
-            product.mul_(self.scale)
-        if self.softcap is not None:
-            product.div_(self.softcap).tanh_().mul_(self.softcap)
-        return product
-
-    def slope(self, logits: Tensor) -> Tensor | None:
-        """How the capped logits follow the uncapped ones, elementwise; None where they are one."""
-        if self.softcap is None:
-            return None
-        return logits.div(self.softcap).square_().neg_().add_(1.0)
-
-
-def _log_softmax_(logits: Tensor) -> Tensor:
-    return logits.sub_(torch.logsumexp(logits, dim=-1, keepdim=True))
-
-
-def _soft_rows(
-    student: Tensor, teacher: Tensor, objective: Objective, bounded: bool
-) -> tuple[Tensor, Tensor]:
-    """Each row's divergence times T^2, and its gradient by the student's logits.
-
-    Both arguments (rows, classes) are overwritten. `bounded`: logits may be minus infinity
-    (classes ruled out), so that 0 * log 0 must be 0.
-    """
-    temperature = objective.temperature
-    if temperature != 1.0:
-        student.div_(temperature)
-        teacher.div_(temperature)
-    log_q, log_p = _log_softmax_(student), _log_softmax_(teacher)
-    if bounded:
-        lowest = torch.finfo(log_q.dtype).min / 4
-        log_q.clamp_(min=lowest)
-        log_p.clamp_(min=lowest)
-    rows = {
-        "forward_kl": _forward_kl,
-        "reverse_kl": _reverse_kl,
-        "jsd": _jsd,
-        "skewed_kl": _skewed_kl,
-    }[objective.kind]
-    values, gradient = rows(log_q, log_p, objective)
-    return values.mul_(temperature**2), gradient.mul_(temperature)
-
-
-def _forward_kl(log_q: Tensor, log_p: Tensor, _: Objective) -> tuple[Tensor, Tensor]:
-    p = log_p.exp()
-    values = log_p.sub_(log_q).mul_(p).sum(-1)
-    return values, log_q.exp_().sub_(p)
-
-
-def _reverse_kl(log_q: Tensor, log_p: Tensor, _: Objective) -> tuple[Tensor, Tensor]:
-    ratio = log_p.neg_().add_(log_q)
-    q = log_q.exp_()
-    values = (q * ratio).sum(-1)
-    return values, ratio.sub_(values.unsqueeze(-1)).mul_(q)
-
-
-def _jsd(log_q: Tensor, log_p: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
-    beta = objective.beta
-    log_m = _log_mixture(log_p, log_q, beta)
-    p = log_p.exp()
-    values = log_p.sub_(log_m).mul_(p).sum(-1).mul_(beta)
-    q = torch.exp(log_q, out=p)
-    ratio = log_q.sub_(log_m)
-    inner = torch.mul(q, ratio, out=log_m).sum(-1)
-    values.add_(inner, alpha=1 - beta)
-    return values, ratio.sub_(inner.unsqueeze(-1)).mul_(q).mul_(1 - beta)
-
-
-def _skewed_kl(log_q: Tensor, log_p: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
-    skew = objective.skew
-    log_m = _log_mixture(log_p, log_q, skew)
-    p = log_p.exp()
-    log_ratio = log_p.sub_(log_m)
-    values = p.mul_(log_ratio).sum(-1)
-    q, ratio = log_q.exp_(), log_ratio.exp_()
-    inner = torch.mul(q, ratio, out=log_m).sum(-1, keepdim=True)
-    return values, ratio.sub_(inner).mul_(q).mul_(skew - 1)
-
-
-def _log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
-    """log(share * p + (1 - share) * q), without underflow where both are tiny."""
-    offset = math.log(share) - math.log1p(-share)
-    if offset == 0.0:
-        return torch.logaddexp(log_p, log_q).add_(math.log(share))
-    return torch.logaddexp(log_p + offset, log_q).add_(math.log1p(-share))
-
-
-def _hard_rows(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Each row's cross-entropy and its gradient; `logits` is overwritten."""
-    log_q = _log_softmax_(logits)
-    index = labels.unsqueeze(-1)
-    values = log_q.gather(-1, index).squeeze(-1).neg_()
-    if smoothing:
-        values.mul_(1 - smoothing).sub_(log_q.mean(-1), alpha=smoothing)
-    gradient = log_q.exp_()
-    if smoothing:
-        gradient.sub_(smoothing / logits.shape[-1])
-    return values, gradient.scatter_add_(-1, index, gradient.new_full(index.shape, smoothing - 1))
 
 
 @dataclass(frozen=True)
@@ -200,12 +45,10 @@ class _Task:
 
 
 def _chunked(
-    task: _Task, tensors: tuple[Tensor | None, ...], divisor: Tensor
+    task: _Task, tensors: tuple[Any, ...], divisor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
     """The loss, its two terms, and the gradients of hidden states, weight and bias."""
     hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bias, labels = tensors
-    assert hidden is not None and weight is not None and labels is not None
-    assert teacher_hidden is not None and teacher_weight is not None
     supervised = (labels != task.ignore_index).nonzero().squeeze(-1)
     wide, objective = task.compute, task.objective
     totals = torch.zeros(2, dtype=wide, device=hidden.device)
@@ -219,19 +62,19 @@ def _chunked(
     bounded = any(b is not None and bool(b.isinf().any()) for b in (bias, teacher_bias))
     bias = bias if bias is None else bias.to(task.operand)
     teacher_bias = teacher_bias if teacher_bias is None else teacher_bias.to(task.operand)
-    for rows in supervised.split(task.chunk_rows):
+    for rows in torch.split(supervised, task.chunk_rows):
         states = hidden[rows].to(task.operand)
         z = task.student.logits(states, own, bias, wide)
         slope = task.student.slope(z) if any(task.wants) else None
         hard = z.clone() if objective.hard else None
         t = task.teacher.logits(teacher_hidden[rows].to(task.operand), other, teacher_bias, wide)
-        values, gradient = _soft_rows(z, t, objective, bounded)
+        values, gradient = soft_rows(z, t, objective, bounded)
         del z, t
         totals[0] += values.sum()
         if objective.soft != 1.0:
             gradient.mul_(objective.soft)
         if hard is not None:
-            values, hard_gradient = _hard_rows(hard, labels[rows], objective.smoothing)
+            values, hard_gradient = hard_rows(hard, labels[rows], objective.smoothing)
             totals[1] += values.sum()
             gradient.add_(hard_gradient, alpha=objective.hard)
             del hard, hard_gradient
@@ -321,7 +164,9 @@ def chunked_loss(
         student_weight = student_weight[:shared]
         student_bias = None if student_bias is None else student_bias[:shared]
     teacher_bias = None if teacher_bias is None else teacher_bias[:shared]
-    chunk_rows = rows_of_a_chunk(shared, student_hidden.device) if chunk_rows is None else chunk_rows
+    chunk_rows = (
+        rows_of_a_chunk(shared, student_hidden.device) if chunk_rows is None else chunk_rows
+    )
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows must be at least 1; got {chunk_rows}")
     device = student_hidden.device
@@ -435,7 +280,7 @@ class _DenseDivergence(torch.autograd.Function):
         ctx: Any, student: Tensor, teacher: Tensor, divisor: Tensor, objective: Objective
     ) -> Tensor:
         compute = divisor.dtype
-        values, gradient = _soft_rows(
+        values, gradient = soft_rows(
             student.to(compute, copy=True), teacher.to(compute, copy=True), objective, bounded=True
         )
         if ctx.needs_input_grad[0]:
@@ -506,7 +351,9 @@ def bernoulli_divergence(
     outputs = student_logits.shape[-1]
     if teacher_logits.shape[-1] != outputs:
         shared_classes(outputs, teacher_logits.shape[-1], "error")
-    pairs = [torch.stack([x, torch.zeros_like(x)], dim=-1) for x in (student_logits, teacher_logits)]
+    pairs = [
+        torch.stack([x, torch.zeros_like(x)], dim=-1) for x in (student_logits, teacher_logits)
+    ]
     wide = None if mask is None else mask.unsqueeze(-1).expand(student_logits.shape)
     if options.get("num_items") is not None:
         options["num_items"] = options["num_items"] * outputs
@@ -561,11 +408,6 @@ def rows_of_a_chunk(vocabulary: int, device: torch.device) -> int:
     """How many rows of logits are held at once, by the size of the vocabulary."""
     elements = CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS_ELSEWHERE)
     return max(1, elements // max(1, vocabulary))
-
-
-def weighted(objective: Objective, *, soft: float, hard: float, smoothing: float) -> Objective:
-    """The objective with other weights of its two terms."""
-    return replace(objective, soft=soft, hard=hard, smoothing=smoothing)
 
 
 def _check_shapes(

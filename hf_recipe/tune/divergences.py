@@ -1,0 +1,192 @@
+"""Divergences of rows of logits, with their gradients in closed form.
+
+With p the teacher's and q the student's softmax at temperature T, one row's divergence is
+
+    forward_kl   KL(p || q)                                      Hinton et al. 2015
+    reverse_kl   KL(q || p)                                      Gu et al. 2023 (MiniLLM)
+    jsd          b KL(p || m) + (1 - b) KL(q || m),  m = b p + (1 - b) q     Agarwal et al. 2023
+    skewed_kl    KL(p || a p + (1 - a) q)                        Ko et al. 2024 (DistiLLM)
+
+times T^2, without which the gradient would fall as 1/T^2. Everything here works in place: the
+gradient ends up where the student's logits were.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Kind = Literal["forward_kl", "reverse_kl", "jsd", "skewed_kl"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+# Inside a chunk, what is softened at once: on a CPU a few MiB, so that temporaries stay in cache.
+BLOCK_ELEMENTS = {"cpu": 2**19}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which divergence, how soft, and how much of the hard loss goes with it.
+
+    Attributes:
+        kind: one of `KINDS`.
+        temperature: T > 0, of both distributions.
+        beta: the teacher's share of the mixture in "jsd", in (0, 1).
+        skew: the teacher's share of the mixture in "skewed_kl", in (0, 1).
+        soft, hard: weights of the divergence and of the cross-entropy with the labels.
+        smoothing: label smoothing of the cross-entropy, in [0, 1).
+    """
+
+    kind: str = "forward_kl"
+    temperature: float = 1.0
+    beta: float = 0.5
+    skew: float = 0.1
+    soft: float = 1.0
+    hard: float = 0.0
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {self.kind!r}")
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise ValueError(f"temperature must be positive; got {self.temperature}")
+        for name in ("beta", "skew"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1; got {getattr(self, name)}")
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing must lie in [0, 1); got {self.smoothing}")
+
+
+@dataclass(frozen=True)
+class Head:
+    """How hidden states become logits: ``cap * tanh(scale * (hidden @ weight.T + bias) / cap)``.
+
+    Attributes:
+        scale: what the model multiplies its head's output by (Cohere, Granite, Falcon-H1).
+        softcap: what it is capped at (Gemma 2); None: not capped.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: Any) -> Tensor:
+        """The logits (..., vocabulary) of hidden states (..., width), in a buffer of their own."""
+        product = F.linear(hidden, weight, bias).to(dtype)
+        if self.scale != 1.0:
+            product.mul_(self.scale)
+        if self.softcap is not None:
+            product.div_(self.softcap).tanh_().mul_(self.softcap)
+        return product
+
+    def slope(self, logits: Tensor) -> Tensor | None:
+        """How the capped logits follow the uncapped ones, elementwise; None where they are one."""
+        if self.softcap is None:
+            return None
+        return logits.div(self.softcap).square_().neg_().add_(1.0)
+
+
+def _log_softmax_(logits: Tensor) -> Tensor:
+    return logits.sub_(torch.logsumexp(logits, dim=-1, keepdim=True))
+
+
+def soft_rows(
+    student: Tensor, teacher: Tensor, objective: Objective, bounded: bool
+) -> tuple[Tensor, Tensor]:
+    """Each row's divergence times T^2, and its gradient by the student's logits, in their place.
+
+    Both arguments (rows, classes) are overwritten. `bounded`: logits may be minus infinity
+    (classes ruled out), so that 0 * log 0 must be 0.
+    """
+    block = BLOCK_ELEMENTS.get(student.device.type, student.numel())
+    rows = max(1, block // max(1, student.shape[-1]))
+    values = []
+    for z, t in zip(torch.split(student, rows), torch.split(teacher, rows), strict=True):
+        value, gradient = _soft_block(z, t, objective, bounded)
+        values.append(value)
+        if gradient.data_ptr() != z.data_ptr():
+            z.copy_(gradient)
+    return torch.cat(values), student
+
+
+def _soft_block(
+    student: Tensor, teacher: Tensor, objective: Objective, bounded: bool
+) -> tuple[Tensor, Tensor]:
+    """As `soft_rows`, for a few rows; the gradient lies in either argument's memory."""
+    temperature = objective.temperature
+    if temperature != 1.0:
+        student.div_(temperature)
+        teacher.div_(temperature)
+    log_q, log_p = _log_softmax_(student), _log_softmax_(teacher)
+    if bounded:
+        lowest = torch.finfo(log_q.dtype).min / 4
+        log_q.clamp_(min=lowest)
+        log_p.clamp_(min=lowest)
+    rows = {
+        "forward_kl": _forward_kl,
+        "reverse_kl": _reverse_kl,
+        "jsd": _jsd,
+        "skewed_kl": _skewed_kl,
+    }[objective.kind]
+    values, gradient = rows(log_q, log_p, objective)
+    return values.mul_(temperature**2), gradient.mul_(temperature)
+
+
+def _forward_kl(log_q: Tensor, log_p: Tensor, _: Objective) -> tuple[Tensor, Tensor]:
+    p = log_p.exp()
+    values = log_p.sub_(log_q).mul_(p).sum(-1)
+    return values, log_q.exp_().sub_(p)
+
+
+def _reverse_kl(log_q: Tensor, log_p: Tensor, _: Objective) -> tuple[Tensor, Tensor]:
+    ratio = log_p.neg_().add_(log_q)
+    q = log_q.exp_()
+    values = (q * ratio).sum(-1)
+    return values, ratio.sub_(values.unsqueeze(-1)).mul_(q)
+
+
+def _jsd(log_q: Tensor, log_p: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    beta = objective.beta
+    log_m = _log_mixture(log_p, log_q, beta)
+    p = log_p.exp()
+    values = log_p.sub_(log_m).mul_(p).sum(-1).mul_(beta)
+    q = torch.exp(log_q, out=p)
+    ratio = log_q.sub_(log_m)
+    inner = torch.mul(q, ratio, out=log_m).sum(-1)
+    values.add_(inner, alpha=1 - beta)
+    return values, ratio.sub_(inner.unsqueeze(-1)).mul_(q).mul_(1 - beta)
+
+
+def _skewed_kl(log_q: Tensor, log_p: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    skew = objective.skew
+    log_m = _log_mixture(log_p, log_q, skew)
+    p = log_p.exp()
+    log_ratio = log_p.sub_(log_m)
+    values = p.mul_(log_ratio).sum(-1)
+    q, ratio = log_q.exp_(), log_ratio.exp_()
+    inner = torch.mul(q, ratio, out=log_m).sum(-1, keepdim=True)
+    return values, ratio.sub_(inner).mul_(q).mul_(skew - 1)
+
+
+def _log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
+    """log(share * p + (1 - share) * q), without underflow where both are tiny."""
+    offset = math.log(share) - math.log1p(-share)
+    if offset == 0.0:
+        return torch.logaddexp(log_p, log_q).add_(math.log(share))
+    return torch.logaddexp(log_p + offset, log_q).add_(math.log1p(-share))
+
+
+def hard_rows(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Each row's cross-entropy and its gradient; `logits` is overwritten."""
+    log_q = _log_softmax_(logits)
+    index = labels.unsqueeze(-1)
+    values = log_q.gather(-1, index).squeeze(-1).neg_()
+    if smoothing:
+        values.mul_(1 - smoothing).sub_(log_q.mean(-1), alpha=smoothing)
+    gradient = log_q.exp_()
+    if smoothing:
+        gradient.sub_(smoothing / logits.shape[-1])
+    return values, gradient.scatter_add_(-1, index, gradient.new_full(index.shape, smoothing - 1))

@@ -1,0 +1,340 @@
+"""Does the teacher know more than its student? And how much of it has the student learnt?
+
+A teacher that is no better than its student has nothing to teach. Before step 1 both are asked
+the same held-out rows; after training, `fidelity` says how much of the teacher arrived: agreement
+of the top answers, divergence, calibration, accuracy kept, and what was saved.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_recipe.core.check import Check, Measurement, Probe, Skip
+from hf_recipe.core.exhibit import Table
+from hf_recipe.core.finding import Fault
+from hf_recipe.instruments.subject import Subject
+from hf_recipe.tune import distillation_heads as heads
+from hf_recipe.tune.teachers import teachers_of
+
+ROWS = 128
+
+
+@dataclass(frozen=True)
+class TeacherGain(Measurement):
+    """Errors of teacher and student on the same rows, before training.
+
+    Attributes:
+        teacher_error, student_error: mean over rows of the share of wrong top answers (squared
+            error for numbers).
+        gain: mean paired difference, student less teacher: positive is a better teacher.
+        standard_error: of the gain, over rows.
+        rows: labelled rows.
+        split: where they came from.
+    """
+
+    teacher_error: float
+    student_error: float
+    gain: float
+    standard_error: float
+    rows: int
+    split: str
+
+
+@dataclass(frozen=True)
+class Fidelity(Measurement):
+    """What arrived of the teacher in its student, over labelled and unlabelled rows.
+
+    Attributes:
+        agreement: share of items with the same top answer (None for numbers).
+        divergence: mean KL(teacher || student) in nats (squared difference for numbers).
+        teacher_error, student_error, gain, standard_error, labelled: as in `TeacherGain`; NaN
+            and 0 where no row is labelled.
+        teacher_calibration, student_calibration: expected calibration error, 15 bins.
+        parameters_ratio, speed_ratio: teacher's over student's parameters and seconds.
+        rows: rows asked.
+    """
+
+    agreement: float | None
+    divergence: float
+    teacher_error: float
+    student_error: float
+    gain: float
+    standard_error: float
+    teacher_calibration: float | None
+    student_calibration: float | None
+    parameters_ratio: float
+    speed_ratio: float
+    labelled: int
+    rows: int
+
+
+@dataclass
+class _Answers:
+    """One model's answers to some batches: per item top answer and confidence, per row error."""
+
+    errors: list[Tensor]
+    hits: list[Tensor]
+    confidences: list[Tensor]
+    tops: list[Tensor]
+    seconds: float = 0.0
+
+
+def _answer(
+    task: heads.Task, logits: Mapping[str, Tensor], inputs: Mapping[str, Any], into: _Answers
+) -> None:
+    """Append the errors of a batch's labelled rows and the answers to all supervised items."""
+    labels = task.labels(inputs)
+    if task.kind == "spans":
+        starts, ends = inputs.get("start_positions"), inputs.get("end_positions")
+        tops = [logits[n].argmax(-1) for n in ("start_logits", "end_logits")]
+        into.tops.append(torch.stack(tops, -1).flatten())
+        if starts is not None and ends is not None:
+            wrong = (tops[0] != starts).float() + (tops[1] != ends).float()
+            into.errors.append(wrong / 2)
+        return
+    z = logits["logits"].float()
+    if task.kind != "classes":
+        said = z if task.kind == "values" else (z > 0).float()
+        into.tops.append(said.flatten())
+        if labels is not None:
+            gap = (said.reshape(len(z), -1) - labels.float().reshape(len(z), -1)).square().mean(-1)
+            into.errors.append(torch.where(gap.isfinite(), gap, torch.nan))
+        return
+    z, mask = task.align(z, inputs), task.mask(inputs)
+    confidence, top = z.softmax(-1).max(-1)
+    if labels is None:
+        kept = torch.ones_like(top, dtype=torch.bool) if mask is None else mask
+        into.tops.append(top[kept])
+        return
+    labelled = labels != task.ignored
+    seen = torch.ones_like(labelled) if mask is None else mask
+    right = (top == labels) & labelled
+    into.tops.append(top[seen])
+    into.hits.append(right[labelled].float())
+    into.confidences.append(confidence[labelled])
+    counts = labelled.reshape(len(labels), -1).sum(-1)
+    wrong = counts - right.reshape(len(labels), -1).sum(-1)
+    into.errors.append(wrong / counts)  # NaN for rows without a label
+
+
+def _ask(
+    subject: Subject, teachers: list[nn.Module], split: str, rows: int
+) -> tuple[_Answers, _Answers, float, int]:
+    """Both models' answers on evenly spaced rows; the mean divergence; how many rows."""
+    student = _Answers([], [], [], [])
+    teacher = _Answers([], [], [], [])
+    subject.model.eval()
+    total, items, asked = 0.0, 0, 0
+    for batch in subject.batches(split, rows=rows):
+        task = heads.task_of(subject.model, batch.inputs)
+        inputs = _with_decoder(subject.model, batch.inputs)
+        outputs = []
+        for model, into in ((subject.model, student), (teachers[0], teacher)):
+            started = time.perf_counter()
+            if model is subject.model:
+                logits = _logits(model, task, inputs)
+            else:
+                each = [_logits(t.eval(), task, inputs) for t in teachers]
+                logits = heads.merged(task.kind, each, vars(subject.trainer).get("teacher_weights"))
+            into.seconds += time.perf_counter() - started
+            _answer(task, logits, inputs, into)
+            outputs.append(logits)
+        count = int(task.items(inputs))
+        apart = heads.soft_loss(task, outputs[0], outputs[1], inputs, vocabulary="cut")
+        total, items, asked = total + float(apart) * count, items + count, asked + len(batch)
+    return student, teacher, total / max(items, 1), asked
+
+
+def _logits(model: nn.Module, task: heads.Task, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    hidden = {"labels", "start_positions", "end_positions", "shift_labels"}
+    known = heads.accepted(model, {k: v for k, v in inputs.items() if k not in hidden})
+    home = next(iter(inputs.values())).device
+    parameter = next(model.parameters())
+    moved = {
+        k: v.to(parameter.device, parameter.dtype if v.is_floating_point() else None)
+        if isinstance(v, Tensor)
+        else v
+        for k, v in known.items()
+    }
+    with torch.no_grad():
+        found = heads.logits_of(model(**moved), task.kind)
+    return {k: v.to(home) for k, v in found.items()}
+
+
+def _with_decoder(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    full = dict(inputs)
+    make = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if make is not None and "labels" in full and "decoder_input_ids" not in full:
+        full["decoder_input_ids"] = make(labels=full["labels"])
+    return full
+
+
+def _paired(student: _Answers, teacher: _Answers) -> tuple[float, float, float, float, int]:
+    """(teacher's error, student's error, gain, its standard error, rows)."""
+    if not student.errors:
+        return float("nan"), float("nan"), float("nan"), float("nan"), 0
+    ours, theirs = torch.cat(student.errors).double(), torch.cat(teacher.errors).double()
+    kept = ours.isfinite() & theirs.isfinite()
+    ours, theirs = ours[kept], theirs[kept]
+    gain, rows = ours - theirs, int(kept.sum())
+    if rows < 2:
+        return float("nan"), float("nan"), float("nan"), float("nan"), rows
+    error = float(gain.std() / rows**0.5)
+    return float(theirs.mean()), float(ours.mean()), float(gain.mean()), error, rows
+
+
+def calibration_error(confidences: Tensor, hits: Tensor, bins: int = 15) -> float:
+    """Expected calibration error: mean gap of confidence and accuracy over equal bins.
+
+    Args:
+        confidences: (items,) in [0, 1].
+        hits: (items,), 1 where the top answer was right.
+
+    Source: Guo et al. 2017.
+    """
+    index = (confidences * bins).long().clamp(max=bins - 1)
+    gaps = torch.zeros(bins, dtype=torch.float64)
+    gaps.index_add_(0, index.cpu(), (hits - confidences).double().cpu())
+    return float(gaps.abs().sum() / max(len(hits), 1))
+
+
+def measure_gain(subject: Subject) -> Iterator[TeacherGain]:
+    """Ask teacher and student the same held-out rows (training rows where there are no others)."""
+    teachers = teachers_of(subject)
+    split = next(iter(subject.evaluation), "train")
+    student, teacher, _, _ = _ask(subject, teachers, split, ROWS)
+    theirs, ours, gain, error, rows = _paired(student, teacher)
+    if rows < 2:
+        raise Skip(f"the {split} rows carry no labels to compare teacher and student by")
+    yield TeacherGain(theirs, ours, gain, error, rows, split)
+
+
+def fidelity(trainer: Any, split: str = "validation", rows: int = 2048) -> tuple[Fidelity, Table]:
+    """What arrived of the teacher in `trainer`'s student: the numbers, and a table to show.
+
+    Args:
+        trainer: a `DistillationTrainer`, after training.
+        split: "train" or the name of an evaluation set.
+        rows: evenly spaced rows that are asked at most.
+    """
+    from hf_recipe.instruments.batches import rows_of_trainer
+    from hf_recipe.instruments.quiet import quiet
+
+    sets = trainer.eval_dataset
+    named = sets if isinstance(sets, dict) else {"validation": sets}
+    evaluation = {n: r for n, d in named.items() if (r := rows_of_trainer(trainer, d, n))}
+    train = rows_of_trainer(trainer, trainer.train_dataset, "train")
+    subject = Subject(trainer.student, trainer.args, train, evaluation, trainer=trainer)
+    with quiet(trainer.model, trainer=trainer):
+        student, teacher, apart, asked = _ask(subject, list(trainer.teachers), split, rows)
+    theirs, ours, gain, error, labelled = _paired(student, teacher)
+    same = torch.cat(student.tops) == torch.cat(teacher.tops)
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (trainer.student, *trainer.teachers)]
+    calibrations = [
+        calibration_error(torch.cat(a.confidences), torch.cat(a.hits)) if a.hits else None
+        for a in (teacher, student)
+    ]
+    found = Fidelity(
+        agreement=None if same.numel() == 0 else float(same.float().mean()),
+        divergence=apart,
+        teacher_error=theirs,
+        student_error=ours,
+        gain=gain,
+        standard_error=error,
+        teacher_calibration=calibrations[0],
+        student_calibration=calibrations[1],
+        parameters_ratio=sum(sizes[1:]) / sizes[0],
+        speed_ratio=teacher.seconds / student.seconds if student.seconds else float("nan"),
+        labelled=labelled,
+        rows=asked,
+    )
+    return found, fidelity_table(found)
+
+
+def fidelity_table(found: Fidelity) -> Table:
+    """The fidelity as a table: teacher, student, and what became of it."""
+    kept = (1 - found.student_error) / max(1 - found.teacher_error, 1e-9)
+    return Table(
+        title="Fidelity of the student",
+        stage="tune",
+        columns=("measure", "teacher", "student", "ratio"),
+        rows=(
+            ("error", found.teacher_error, found.student_error, None),
+            ("accuracy kept", None, None, kept),
+            ("calibration error", found.teacher_calibration, found.student_calibration, None),
+            ("agreement of top answers", None, found.agreement, None),
+            ("KL(teacher || student), nats", None, found.divergence, None),
+            ("parameters, teacher / student", None, None, found.parameters_ratio),
+            ("seconds, teacher / student", None, None, found.speed_ratio),
+        ),
+        caption=f"{found.rows} rows, {found.labelled} of them labelled",
+    )
+
+
+def judge_gain(
+    gain: TeacherGain,
+    *,
+    sigmas: Annotated[float, "judgement: a teacher within one standard error knows no more"] = 1.0,
+    least_rows: Annotated[int, "judgement: fewer rows resolve nothing"] = 16,
+) -> Iterator[Fault]:
+    """A teacher that is not better than the untrained student."""
+    if gain.rows < least_rows or gain.gain > sigmas * gain.standard_error:
+        return
+    yield Fault(
+        f"before training the student errs by {gain.student_error:.3f} and its teacher by "
+        f"{gain.teacher_error:.3f} on {gain.rows} {gain.split} rows: a gain of {gain.gain:.3f} "
+        f"+- {gain.standard_error:.3f}",
+        subject="before training",
+        evidence={
+            "seen": f"teacher's error {gain.teacher_error:.3f}",
+            "expected": f"well below the student's {gain.student_error:.3f}",
+            "gain": gain.gain,
+            "standard_error": gain.standard_error,
+        },
+    )
+
+
+def judge_fidelity(
+    found: Fidelity,
+    *,
+    sigmas: Annotated[float, "judgement: three standard errors, paired, over rows"] = 3.0,
+) -> Iterator[Fault]:
+    """A student that has left its teacher behind."""
+    if found.labelled < 2 or not found.gain < -sigmas * found.standard_error:
+        return
+    yield Fault(
+        f"after training the student errs by {found.student_error:.3f}, its teacher by "
+        f"{found.teacher_error:.3f} on {found.labelled} rows: the teacher holds it back",
+        subject="after training",
+        severity="note",
+        evidence={
+            "seen": f"teacher's error {found.teacher_error:.3f}",
+            "expected": f"at most the student's {found.student_error:.3f}",
+            "gain": found.gain,
+            "standard_error": found.standard_error,
+        },
+    )
+
+
+GAIN = Probe("ask teacher and student", "probe", (TeacherGain,), measure_gain)
+
+TEACHER_NO_BETTER = Check(
+    name="teacher-no-better",
+    stage="tune",
+    severity="warning",
+    moments=("probe", "eval"),
+    why="A teacher that knows no more than its student on this data has nothing to teach.",
+    fix="Trainer(teacher, args, train_dataset=dataset).train()  # fine-tune the teacher first",
+    source="Hinton et al. 2015; Cho and Hariharan 2019 on teachers and students",
+    unsure="A teacher of another domain may still regularise; a student that passes a good "
+    "teacher at the end is a success, so that is a note.",
+    judges=(judge_gain, judge_fidelity),
+    explains=("distillation-idle",),
+    call="hf_recipe.tune.teacher_gain.fidelity(trainer)",
+)
