@@ -65,7 +65,7 @@ def record(name: str, schedule: str, flipped: float, seed: int) -> np.ndarray:
     (inputs, labels), (held_out, truth) = data(name, flipped, rng)
     width = int(rng.choice([16, 64, 256]))
     adam = bool(rng.random() < 0.6)
-    peak = float(10 ** rng.uniform(-3.8, -2.5) if adam else 10 ** rng.uniform(-2.5, -1.2))
+    peak = float(10 ** rng.uniform(-3.0, -2.0) if adam else 10 ** rng.uniform(-1.6, -0.7))
     layers: list[nn.Module] = [nn.Linear(inputs.shape[1], width), nn.ReLU()]
     if rng.random() < 0.5:
         layers += [nn.Dropout(float(rng.choice([0.0, 0.2]))), nn.Linear(width, width), nn.ReLU()]
