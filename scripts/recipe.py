@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hf_recipe.runner.main import main  # noqa: E402
+from hf_recipe.runner.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -206,9 +206,7 @@ def _best_rate(
     return min(found)[1] if found else LADDER[0]
 
 
-def _first_gradient(
-    subject: Subject, batch: Batch, parameters: Sequence[nn.Parameter]
-) -> float:
+def _first_gradient(subject: Subject, batch: Batch, parameters: Sequence[nn.Parameter]) -> float:
     loss = subject.compute_loss(batch.inputs)
     if not loss.requires_grad or not parameters:
         return math.nan
@@ -300,9 +298,7 @@ def _continuous_floor(
     return floor, float(cost(flat)), sum(len(g) for g in differing)
 
 
-def _keys(
-    subject: Subject, batch: Batch, logits: torch.Tensor
-) -> tuple[list[Any], torch.Tensor]:
+def _keys(subject: Subject, batch: Batch, logits: torch.Tensor) -> tuple[list[Any], torch.Tensor]:
     """For each supervised position: what it may depend on, and its class."""
     labels = batch.labels
     rows = _row_keys(batch)

@@ -23,7 +23,7 @@ from hf_recipe.instruments.subject import Subject
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.experiment import Lab, curves
 from hf_recipe.runner.gates import baselines_gate
-from hf_recipe.runner.journey import Journey, mean
+from hf_recipe.runner.journey import Journey
 from hf_recipe.trainer.preflight import subject_of_trainer
 
 
@@ -38,9 +38,7 @@ def run(journey: Journey) -> Gate:
     )
     _first_loss(lab, subject)
     one_batch, text = _one_batch(lab, subject, examiner)
-    examiner.examine(
-        row_dependence, subject, guard=lambda: quiet(trainer.model, trainer=trainer)
-    )
+    examiner.examine(row_dependence, subject, guard=lambda: quiet(trainer.model, trainer=trainer))
     leaking = any(finding.check == "example-leak" for finding in lab.report.flat)
     simplest = journey.outcomes("simplest", setup.change(model="simplest"))
     base = journey.outcomes("base", setup.change(watch="full"))
@@ -113,5 +111,3 @@ def _course(measured: OneBatch) -> Curve:
         (Line("loss", steps, measured.losses),),
         (Mark("floor", measured.floor),),
     )
-
-

@@ -86,7 +86,6 @@ def _prior(data: Data) -> Answer:
     return Answer(
         question,
         "data",
-        f"loss {entropy:.4f} (uniform: {math.log(data.outputs):.4f}), "
-        f"accuracy {shares.max():.1%}",
+        f"loss {entropy:.4f} (uniform: {math.log(data.outputs):.4f}), accuracy {shares.max():.1%}",
         {"loss": entropy, "accuracy": float(shares.max())},
     )

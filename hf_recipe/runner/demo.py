@@ -39,10 +39,11 @@ def run(folder: Path) -> int:
 
 
 def planted_trainer(folder: Path) -> Trainer:
-    """A BERT of 30,000 parameters on token counts, with the three bugs."""
+    """A BERT of 30,000 parameters on token averages, with the three bugs."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, WORDS, (ROWS, LENGTH), generator=generator)
-    labels = (ids < WORDS // 2).sum(1).gt(LENGTH // 2).long()
+    score = ids.float().mean(1)
+    labels = score.gt(score.median()).long()
     rows = datasets.Dataset.from_dict(
         {
             "input_ids": ids.tolist(),

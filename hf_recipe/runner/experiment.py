@@ -191,6 +191,7 @@ class Lab:
             from hf_recipe.regularize.early_stopping import EarlyStopping
 
             trainer.add_callback(EarlyStopping())
+        trainer.add_callback(WholeEvaluation())
         trainer.remove_callback(transformers.PrinterCallback)
         return trainer
 
@@ -359,9 +360,7 @@ class Lab:
         own |= {"wandb_project", "report_to", "trials", "seeds", "config", "run_name", "use_cpu"}
         shared = {}
         for section in (self.options.model, self.options.data, self.options.training):
-            shared |= {
-                k: str(v) for k, v in vars(section).items() if k in self.options.given - own
-            }
+            shared |= {k: str(v) for k, v in vars(section).items() if k in self.options.given - own}
         text = json.dumps([self.data.fingerprint, shared], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -387,6 +386,13 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.tell(state.global_step, state.max_steps)
+
+
+class WholeEvaluation(TrainerCallback):  # type: ignore[misc]
+    """``dataloader_drop_last`` would cut evaluation sets too; training's loader stands by now."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        args.dataloader_drop_last = False
 
 
 def known_names() -> tuple[str, ...]:

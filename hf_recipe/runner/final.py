@@ -64,7 +64,7 @@ def _results(lab: Lab, variants: dict[str, Variant]) -> dict[str, dict[str, Any]
 
 def _read(lab: Lab, variant: Variant) -> dict[str, Any]:
     args = lab.arguments(Setup(**variant.settings), variant)
-    args.report_to = []
+    args.report_to, args.dataloader_drop_last = [], False
     model = load_saved(lab.model_path(variant))
     trainer = Trainer(
         model=model,

@@ -31,9 +31,7 @@ class Journey:
         """`setup` trained with every seed."""
         return [self.lab.run(change, setup, seed) for seed in self.lab.seeds]
 
-    def gain(
-        self, before: list[Outcome], after: list[Outcome], *, train: bool = False
-    ) -> Gain:
+    def gain(self, before: list[Outcome], after: list[Outcome], *, train: bool = False) -> Gain:
         """Paired gain over the same seeds, on validation rows or on the sampled training rows.
 
         With few seeds per comparison their variance is hardly known; so it is pooled over all

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -222,7 +222,9 @@ def _validate(options: Options) -> None:
     if data.task is not None:
         _require(data.task, TASKS, "--task")
     if recipe.seeds < 2:
-        raise UsageError(f"--seeds must be at least 2, or nothing can be decided; got {recipe.seeds}")
+        raise UsageError(
+            f"--seeds must be at least 2, or nothing can be decided; got {recipe.seeds}"
+        )
     if recipe.trials < 2:
         raise UsageError(f"--trials must be at least 2; got {recipe.trials}")
     if recipe.target_metric is not None:

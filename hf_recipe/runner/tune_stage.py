@@ -62,9 +62,7 @@ def run(journey: Journey) -> Gate:
     )
 
 
-def _adopt(
-    journey: Journey, what: str, setup: Setup, standing: list[Outcome]
-) -> list[Outcome]:
+def _adopt(journey: Journey, what: str, setup: Setup, standing: list[Outcome]) -> list[Outcome]:
     """Take `setup` where it beats what stands beyond seed noise."""
     outcomes = journey.outcomes(what, setup)
     gain = journey.gain(standing, outcomes)
