@@ -287,15 +287,16 @@ def _continuous_floor(
         groups.setdefault(key, []).append(index)
     binary = logits is not None and flat.shape[1] > 1 and bool(((flat == 0) | (flat == 1)).all())
 
-    def cost(rows: torch.Tensor) -> torch.Tensor:
+    def cost(rows: torch.Tensor) -> float:
         mean = rows.mean(0)
         if binary:
-            return (torch.special.entr(mean) + torch.special.entr(1 - mean)).mean()
-        return ((rows - mean) ** 2).mean()
+            return float((torch.special.entr(mean) + torch.special.entr(1 - mean)).mean())
+        squares: torch.Tensor = (rows - mean) ** 2
+        return float(squares.mean())
 
-    floor = sum(float(cost(flat[g])) * len(g) for g in groups.values()) / max(1, len(flat))
-    differing = [g for g in groups.values() if len(g) > 1 and float(cost(flat[g])) > 0]
-    return floor, float(cost(flat)), sum(len(g) for g in differing)
+    floor = sum(cost(flat[g]) * len(g) for g in groups.values()) / max(1, len(flat))
+    differing = [g for g in groups.values() if len(g) > 1 and cost(flat[g]) > 0]
+    return floor, cost(flat), sum(len(g) for g in differing)
 
 
 def _keys(subject: Subject, batch: Batch, logits: torch.Tensor) -> tuple[list[Any], torch.Tensor]:

@@ -41,7 +41,7 @@ def run(journey: Journey) -> Gate:
     examiner.examine(row_dependence, subject, guard=lambda: quiet(trainer.model, trainer=trainer))
     leaking = any(finding.check == "example-leak" for finding in lab.report.flat)
     simplest = journey.outcomes("simplest", setup.change(model="simplest"))
-    base = journey.outcomes("base", setup.change(watch="full"))
+    base = journey.outcomes("base", setup, watch=True)
     blind = [Outcome(blind_losses(lab.data)) for _ in lab.seeds]
     lab.report.exhibit(curves(base[0], "The baseline's course", "baselines"))
     blind_row = float(np.mean(blind[0].row_losses))

@@ -37,9 +37,7 @@ def _grow(journey: Journey) -> None:
     lab, setup = journey.lab, journey.setup
     if lab.pretrained:
         lab.report.answer(
-            Answer(
-                "Does a larger model fit better?", "complexify", "not asked: a checkpoint is given"
-            )
+            Answer("Does a larger model fit better?", "complexify", "a checkpoint is given")
         )
         return
     large = setup.change(model="large")

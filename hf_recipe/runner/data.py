@@ -200,7 +200,7 @@ def _read(path: str, flag: str) -> datasets.Dataset:
 
 
 def _read_csv(file: Path, flag: str) -> datasets.Dataset:
-    import pandas as pd
+    import pandas as pd  # type: ignore[import-untyped]
 
     separator = "\t" if file.suffix.lower() == ".tsv" else ","
     try:

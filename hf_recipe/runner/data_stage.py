@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,9 @@ def _inspect(lab: Lab) -> list[str]:
     from hf_recipe.runner.models import build
 
     data = lab.data
-    inputs = {data.kind: data.inputs[0]} if data.kind in ("text", "image") else {}
+    inputs: dict[str, Any] = {}
+    if data.kind in ("text", "image"):
+        inputs[data.kind] = data.inputs[0]
     seen = inspect_dataset(
         dict(data.splits),
         label="label",
@@ -63,7 +66,7 @@ def _inspect(lab: Lab) -> list[str]:
 
 def _parts(data: Data) -> Table:
     names = data.classes or ("mean", "standard deviation")
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for part in ("train", "validation", "test"):
         labels = np.asarray(data.splits[part]["label"])
         if data.classes:

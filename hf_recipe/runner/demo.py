@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import datasets
@@ -27,14 +28,15 @@ def run(folder: Path) -> int:
     trainer = planted_trainer(folder)
     recipe = attach(trainer, report_dir=folder / "recipe")
     trainer.train()
+    say = sys.stdout.write
     found = {f.check for f in recipe.report.flat if f.severity != "note"}
     recipe.detach()
-    print(f"\nplanted: {', '.join(PLANTED)}")
+    say(f"\nplanted: {', '.join(PLANTED)}\n")
     missed, extra = sorted(set(PLANTED) - found), sorted(found - set(PLANTED))
     if not missed and not extra:
-        print("found:   exactly these")
+        say("found:   exactly these\n")
         return 0
-    print(f"missed:  {', '.join(missed) or 'none'}; beside them: {', '.join(extra) or 'none'}")
+    say(f"missed:  {', '.join(missed) or 'none'}; beside them: {', '.join(extra) or 'none'}\n")
     return 1
 
 

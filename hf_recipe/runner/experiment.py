@@ -55,7 +55,6 @@ class Setup:
         part: which rows to learn from: "train" or "train+validation".
         teacher: folder of a saved model to learn from; "" for none.
         keep: whether the weights are saved.
-        watch: "full", or "trial": errors alone are reported.
     """
 
     model: str
@@ -71,7 +70,6 @@ class Setup:
     part: str = "train"
     teacher: str = ""
     keep: bool = False
-    watch: str = "trial"
 
     def change(self, **changes: Any) -> Setup:
         return replace(self, **changes)
@@ -99,6 +97,7 @@ class Lab:
         self.group = time.strftime("recipe-%Y%m%d-%H%M%S")
         self.context = self._context()
         self.ledger = Ledger(folder / "experiments.csv", command_line(), git_state())
+        self._watched: set[str] = set()
         self._train = remembered(self._experiment, folder / "outcomes" / self.context)
 
     @property
@@ -128,9 +127,18 @@ class Lab:
             label_smoothing=float(args.label_smoothing_factor),
         )
 
-    def run(self, change: str, setup: Setup, seed: int | None = None) -> Outcome:
-        """Train once, or remember having done so; one line either way."""
-        return self.train(setup.variant(change, self.seeds[0] if seed is None else seed))
+    def run(
+        self, change: str, setup: Setup, seed: int | None = None, *, watch: bool = False
+    ) -> Outcome:
+        """Train once, or remember having done so; one line either way.
+
+        With `watch` everything that is found is reported, and the data are looked at again;
+        else, as in a trial, errors alone.
+        """
+        variant = setup.variant(change, self.seeds[0] if seed is None else seed)
+        if watch:
+            self._watched.add(variant.key)
+        return self.train(variant)
 
     def train(self, variant: Variant) -> Outcome:
         """As `run`, for `instruments.compare.compare`."""
@@ -234,7 +242,9 @@ class Lab:
     def _watch(self, trainer: Trainer, setup: Setup, variant: Variant) -> Any:
         chosen = self.options.recipe
         ignore = set(split_list(chosen.ignore))
-        if setup.watch == "trial":  # the data were looked at; a rate that blows up is an answer
+        if (
+            variant.key not in self._watched
+        ):  # the data were looked at; a rate that blows up is an answer
             ignore |= {"data", "loss-not-finite", "overfitting"} & set(known_names())
         elif self.stage == "complexify":
             ignore |= {"overfitting"} & set(known_names())  # here it is the aim
@@ -279,7 +289,7 @@ class Lab:
             return
         seen = Report.from_json(path)
         self.absorb(seen)
-        trial = Setup(**variant.settings).watch == "trial"
+        trial = variant.key not in self._watched
         standing = {finding.identity for finding in self.report.flat}
         for finding in seen.flat:
             if trial and finding.severity != "error":
@@ -358,7 +368,7 @@ class Lab:
         """What all outcomes rest on: data, and the flags that are not this job's own affair."""
         own = {"output_dir", "stages", "keep_going", "fail_on", "target_metric", "restart"}
         own |= {"wandb_project", "report_to", "trials", "seeds", "config", "run_name", "use_cpu"}
-        shared = {}
+        shared: dict[str, str] = {}
         for section in (self.options.model, self.options.data, self.options.training):
             shared |= {k: str(v) for k, v in vars(section).items() if k in self.options.given - own}
         text = json.dumps([self.data.fingerprint, shared], sort_keys=True)

@@ -89,9 +89,7 @@ def complexify_gate(
     if gap > OVERFITS_AT * error:
         return gate_of("complexify", [("pass", f"{text}; it overfits")])
     if gap > 0:
-        return gate_of(
-            "complexify", [("warn", f"{text}; within {OVERFITS_AT:.0f} standard errors")]
-        )
+        return gate_of("complexify", [("warn", f"{text}; within two standard errors")])
     advice = "it does not overfit: a larger model, or longer training"
     return gate_of("complexify", [("fail", f"{text}; {advice}")])
 

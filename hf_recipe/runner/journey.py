@@ -27,9 +27,13 @@ class Journey:
     rows: list[list[str]] = field(default_factory=list)
     gains: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
 
-    def outcomes(self, change: str, setup: Setup) -> list[Outcome]:
-        """`setup` trained with every seed."""
-        return [self.lab.run(change, setup, seed) for seed in self.lab.seeds]
+    def outcomes(self, change: str, setup: Setup, *, watch: bool = False) -> list[Outcome]:
+        """`setup` trained with every seed; with `watch` the first is reported on in full."""
+        first = self.lab.seeds[0]
+        return [
+            self.lab.run(change, setup, seed, watch=watch and seed == first)
+            for seed in self.lab.seeds
+        ]
 
     def gain(self, before: list[Outcome], after: list[Outcome], *, train: bool = False) -> Gain:
         """Paired gain over the same seeds, on validation rows or on the sampled training rows.
@@ -62,6 +66,7 @@ class Journey:
 
 
 def mean(values: list[float]) -> float:
+    """Arithmetic mean."""
     return sum(values) / len(values)
 
 

@@ -54,12 +54,12 @@ class Ledger:
     def record(self, stage: str, variant: Variant, outcome: Outcome, note: str) -> int:
         """Write one experiment; returns its number, from 1."""
         known = self.read()
-        for row in known:
-            if row["key"] == variant.key:
-                return int(row["number"])
-        losses = [float(row["validation_loss"]) for row in known] + [outcome.loss]
+        for line in known:
+            if line["key"] == variant.key:
+                return int(line["number"])
+        losses = [float(line["validation_loss"]) for line in known] + [outcome.loss]
         finite = [loss for loss in losses if loss == loss]
-        row = {
+        row: dict[str, Any] = {
             "number": len(known) + 1,
             "time": time.strftime("%Y-%m-%d %H:%M:%S"),
             "stage": stage,
@@ -123,7 +123,7 @@ def tracked(
     """
     import wandb
 
-    mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
     folder.mkdir(parents=True, exist_ok=True)
     run = wandb.init(
         project=project,

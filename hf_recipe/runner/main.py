@@ -168,6 +168,7 @@ def _asked(options: Options) -> dict[str, object]:
 def _quieten() -> None:
     """The job's own lines are enough."""
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
     logging.getLogger("torch").setLevel(logging.ERROR)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -196,7 +196,7 @@ def parse(arguments: Sequence[str]) -> Options:
     values = vars(namespace)
     if values.get("output_dir") is None:
         values["output_dir"] = "recipe_output"
-    parts = []
+    parts: list[Any] = []
     for section in SECTIONS:
         names = {f.name for f in dataclasses.fields(section) if f.init}
         try:
@@ -204,7 +204,8 @@ def parse(arguments: Sequence[str]) -> Options:
         except (ValueError, TypeError, ImportError) as error:
             raise UsageError(_first_line(error)) from None
     given = frozenset(flags) | frozenset(_names(from_file))
-    options = Options(*parts, given=given - {"config"}, command=tuple(arguments))
+    model, data, recipe, training = parts
+    options = Options(model, data, recipe, training, given - {"config"}, tuple(arguments))
     _validate(options)
     return options
 

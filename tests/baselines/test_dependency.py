@@ -35,9 +35,11 @@ class Mixing(nn.Module):
         if self.mixes:
             x = x.t().reshape(x.shape)
         logits = self.head(self.norm(x))
-        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits} if (
-            labels is not None
-        ) else {"logits": logits}
+        return (
+            {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+            if (labels is not None)
+            else {"logits": logits}
+        )
 
 
 class Numbers:

@@ -100,9 +100,7 @@ def bert(**changes):
 def subject(model, tmp_path, labels=(0, 1, 2, 0, 1, 2, 0, 1), same=False, loss=None, **args):
     arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", **args)
     data = Tokens(list(labels), same)
-    return Subject(
-        model, arguments, Rows(data, data, stack, "train"), {}, loss_function=loss
-    )
+    return Subject(model, arguments, Rows(data, data, stack, "train"), {}, loss_function=loss)
 
 
 def test_a_healthy_bert_reaches_it_and_is_put_back(tmp_path):
