@@ -26,6 +26,8 @@ from hf_recipe.runner.gates import baselines_gate
 from hf_recipe.runner.journey import Journey
 from hf_recipe.trainer.preflight import subject_of_trainer
 
+SIMPLEST_RATE = 1e-2  # a linear model bears, and needs, more than a transformer
+
 
 def run(journey: Journey) -> Gate:
     """Prove the pipeline on one batch, then train the first models."""
@@ -40,7 +42,9 @@ def run(journey: Journey) -> Gate:
     one_batch, text = _one_batch(lab, subject, examiner)
     examiner.examine(row_dependence, subject, guard=lambda: quiet(trainer.model, trainer=trainer))
     leaking = any(finding.check == "example-leak" for finding in lab.report.flat)
-    simplest = journey.outcomes("simplest", setup.change(model="simplest"))
+    simplest = journey.outcomes(
+        "simplest", setup.change(model="simplest", learning_rate=SIMPLEST_RATE)
+    )
     base = journey.outcomes("base", setup, watch=True)
     blind = [Outcome(blind_losses(lab.data)) for _ in lab.seeds]
     lab.report.exhibit(curves(base[0], "The baseline's course", "baselines"))
