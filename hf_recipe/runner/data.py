@@ -137,9 +137,7 @@ def _from_hub(options: Options) -> dict[str, datasets.Dataset]:
     return _named_parts(dict(found), f"--dataset_name {name}")
 
 
-def _named_parts(
-    found: Mapping[str, datasets.Dataset], what: str
-) -> dict[str, datasets.Dataset]:
+def _named_parts(found: Mapping[str, datasets.Dataset], what: str) -> dict[str, datasets.Dataset]:
     parts = {k: v for k, v in found.items() if k in ("train", "validation", "test")}
     for other in ("valid", "val", "dev"):
         if other in found:
@@ -172,7 +170,9 @@ def _images(path: str, flag: str) -> dict[str, datasets.Dataset]:
     try:
         return dict(datasets.load_dataset("imagefolder", data_dir=path))
     except Exception as error:  # whatever the loader says
-        raise UsageError(f"{flag}: {path} is not a folder of images: {_first_line(error)}") from None
+        raise UsageError(
+            f"{flag}: {path} is not a folder of images: {_first_line(error)}"
+        ) from None
 
 
 def _read(path: str, flag: str) -> datasets.Dataset:
@@ -200,7 +200,7 @@ def _read(path: str, flag: str) -> datasets.Dataset:
 
 
 def _read_csv(file: Path, flag: str) -> datasets.Dataset:
-    import pandas as pd
+    import pandas as pd  # type: ignore[import-untyped]
 
     separator = "\t" if file.suffix.lower() == ".tsv" else ","
     try:
@@ -228,9 +228,7 @@ def _label_column(rows: datasets.Dataset, asked: str | None) -> str:
     )
 
 
-def _inputs(
-    rows: datasets.Dataset, label: str, options: Options
-) -> tuple[str, tuple[str, ...]]:
+def _inputs(rows: datasets.Dataset, label: str, options: Options) -> tuple[str, tuple[str, ...]]:
     features, asked = rows.features, options.data
     for flag, column in (("text", asked.text_column), ("image", asked.image_column)):
         if column is not None:
@@ -403,5 +401,3 @@ def _image_bytes(value: Mapping[str, Any]) -> bytes:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-

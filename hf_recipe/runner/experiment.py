@@ -22,9 +22,10 @@ import transformers
 from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
+from hf_recipe.catalogue import stored_checks
 from hf_recipe.core.config import Settings
 from hf_recipe.core.exhibit import Curve, Line
-from hf_recipe.core.finding import Stage
+from hf_recipe.core.finding import STAGES, Stage
 from hf_recipe.core.report import Report
 from hf_recipe.instruments.compare import Outcome, Variant, remembered
 from hf_recipe.instruments.distributed import rank, world_size
@@ -34,7 +35,7 @@ from hf_recipe.runner.ledger import Ledger, command_line, git_state, tracked
 from hf_recipe.runner.models import build, given_config
 from hf_recipe.runner.options import Options, split_list
 from hf_recipe.runner.show import Show
-from hf_recipe.trainer.attach import attach
+from hf_recipe.trainer.attach import attach, known_thresholds
 from hf_recipe.trainer.metrics import PRIMARY, compute_metrics_for
 
 EVALUATIONS, TRAIN_SAMPLE = 6, 1024
@@ -54,7 +55,6 @@ class Setup:
         part: which rows to learn from: "train" or "train+validation".
         teacher: folder of a saved model to learn from; "" for none.
         keep: whether the weights are saved.
-        watch: "full", or "trial": errors alone are reported.
     """
 
     model: str
@@ -70,7 +70,6 @@ class Setup:
     part: str = "train"
     teacher: str = ""
     keep: bool = False
-    watch: str = "trial"
 
     def change(self, **changes: Any) -> Setup:
         return replace(self, **changes)
@@ -98,6 +97,7 @@ class Lab:
         self.group = time.strftime("recipe-%Y%m%d-%H%M%S")
         self.context = self._context()
         self.ledger = Ledger(folder / "experiments.csv", command_line(), git_state())
+        self._watched: set[str] = set()
         self._train = remembered(self._experiment, folder / "outcomes" / self.context)
 
     @property
@@ -127,9 +127,18 @@ class Lab:
             label_smoothing=float(args.label_smoothing_factor),
         )
 
-    def run(self, change: str, setup: Setup, seed: int | None = None) -> Outcome:
-        """Train once, or remember having done so; one line either way."""
-        return self.train(setup.variant(change, self.seeds[0] if seed is None else seed))
+    def run(
+        self, change: str, setup: Setup, seed: int | None = None, *, watch: bool = False
+    ) -> Outcome:
+        """Train once, or remember having done so; one line either way.
+
+        With `watch` everything that is found is reported, and the data are looked at again;
+        else, as in a trial, errors alone.
+        """
+        variant = setup.variant(change, self.seeds[0] if seed is None else seed)
+        if watch:
+            self._watched.add(variant.key)
+        return self.train(variant)
 
     def train(self, variant: Variant) -> Outcome:
         """As `run`, for `instruments.compare.compare`."""
@@ -190,6 +199,7 @@ class Lab:
             from hf_recipe.regularize.early_stopping import EarlyStopping
 
             trainer.add_callback(EarlyStopping())
+        trainer.add_callback(WholeEvaluation())
         trainer.remove_callback(transformers.PrinterCallback)
         return trainer
 
@@ -232,7 +242,9 @@ class Lab:
     def _watch(self, trainer: Trainer, setup: Setup, variant: Variant) -> Any:
         chosen = self.options.recipe
         ignore = set(split_list(chosen.ignore))
-        if setup.watch == "trial":  # the data were looked at; a rate that blows up is an answer
+        if (
+            variant.key not in self._watched
+        ):  # the data were looked at; a rate that blows up is an answer
             ignore |= {"data", "loss-not-finite", "overfitting"} & set(known_names())
         elif self.stage == "complexify":
             ignore |= {"overfitting"} & set(known_names())  # here it is the aim
@@ -276,17 +288,8 @@ class Lab:
         if not path.is_file():
             return
         seen = Report.from_json(path)
-        for name, moments in seen.ran.items():
-            known = self.report.ran.setdefault(name, [])
-            known += [moment for moment in moments if moment not in known]
-            self.report.skipped.pop(name, None)
-        for name, reason in seen.skipped.items():
-            if name not in self.report.ran:
-                self.report.skipped.setdefault(name, reason)
-        self.report.crashed |= seen.crashed
-        self.report.explains |= seen.explains
-        self.report.environment |= seen.environment
-        trial = Setup(**variant.settings).watch == "trial"
+        self.absorb(seen)
+        trial = variant.key not in self._watched
         standing = {finding.identity for finding in self.report.flat}
         for finding in seen.flat:
             if trial and finding.severity != "error":
@@ -294,6 +297,42 @@ class Lab:
             if finding.identity not in standing:
                 self.report.add(finding)
                 self.show.finding(finding)
+
+    def absorb(self, seen: Report) -> None:
+        """Take in what another report ran, skipped and crashed on; not its findings."""
+        wanted = {name for name in seen.ran if name in self.chosen()}
+        for name in wanted:
+            known = self.report.ran.setdefault(name, [])
+            known += [moment for moment in seen.ran[name] if moment not in known]
+            self.report.skipped.pop(name, None)
+        for name, reason in seen.skipped.items():
+            if name not in self.report.ran and name in self.chosen():
+                self.report.skipped.setdefault(name, reason)
+        self.report.crashed |= {k: v for k, v in seen.crashed.items()}
+        self.report.explains |= seen.explains
+        self.report.environment |= seen.environment
+        self.report.measurements += [m for m in seen.measurements if m.moment == "dataset"]
+
+    def settings(self) -> Settings:
+        """What the user selected."""
+        chosen = self.options.recipe
+        return Settings.resolve(
+            command_line={
+                "select": split_list(chosen.select) or None,
+                "ignore": split_list(chosen.ignore) or None,
+                "log_samples": chosen.log_samples or None,
+            },
+            checks=known_thresholds(),
+        )
+
+    def chosen(self, stage: Stage | None = None) -> set[str]:
+        """Names of the selected checks, of one stage or all."""
+        settings = self.settings()
+        return {
+            name
+            for name, entry in stored_checks().items()
+            if settings.selects(name, entry["stage"]) and stage in (None, entry["stage"])
+        }
 
     def _note(self, outcome: Outcome) -> str:
         facts = outcome.facts
@@ -329,11 +368,9 @@ class Lab:
         """What all outcomes rest on: data, and the flags that are not this job's own affair."""
         own = {"output_dir", "stages", "keep_going", "fail_on", "target_metric", "restart"}
         own |= {"wandb_project", "report_to", "trials", "seeds", "config", "run_name", "use_cpu"}
-        shared = {}
+        shared: dict[str, str] = {}
         for section in (self.options.model, self.options.data, self.options.training):
-            shared |= {
-                k: str(v) for k, v in vars(section).items() if k in self.options.given - own
-            }
+            shared |= {k: str(v) for k, v in vars(section).items() if k in self.options.given - own}
         text = json.dumps([self.data.fingerprint, shared], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -361,11 +398,15 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self.tell(state.global_step, state.max_steps)
 
 
-def known_names() -> Settings | Any:
-    """Names and stages that `ignore` may hold."""
-    from hf_recipe.catalogue import stored_checks
-    from hf_recipe.core.finding import STAGES
+class WholeEvaluation(TrainerCallback):  # type: ignore[misc]
+    """``dataloader_drop_last`` would cut evaluation sets too; training's loader stands by now."""
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        args.dataloader_drop_last = False
+
+
+def known_names() -> tuple[str, ...]:
+    """Names and stages that `ignore` may hold."""
     return (*stored_checks(), *STAGES)
 
 

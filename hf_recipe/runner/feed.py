@@ -144,7 +144,8 @@ class Feed:
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
     def _normal(self, pixels: Tensor) -> Tensor:
-        return (pixels.float() / 255 - self._mean) / self._scale
+        normal: Tensor = (pixels.float() / 255 - self._mean) / self._scale
+        return normal
 
     def _augmented(self, pixels: Tensor) -> Tensor:
         """Shifts by up to an eighth, turns by up to 10 degrees, sizes by up to a tenth."""

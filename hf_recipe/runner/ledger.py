@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import netrc
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from hf_recipe.instruments.compare import Outcome, Variant
 
@@ -52,12 +54,12 @@ class Ledger:
     def record(self, stage: str, variant: Variant, outcome: Outcome, note: str) -> int:
         """Write one experiment; returns its number, from 1."""
         known = self.read()
-        for row in known:
-            if row["key"] == variant.key:
-                return int(row["number"])
-        losses = [float(row["validation_loss"]) for row in known] + [outcome.loss]
+        for line in known:
+            if line["key"] == variant.key:
+                return int(line["number"])
+        losses = [float(line["validation_loss"]) for line in known] + [outcome.loss]
         finite = [loss for loss in losses if loss == loss]
-        row = {
+        row: dict[str, Any] = {
             "number": len(known) + 1,
             "time": time.strftime("%Y-%m-%d %H:%M:%S"),
             "stage": stage,
@@ -121,7 +123,7 @@ def tracked(
     """
     import wandb
 
-    mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
     folder.mkdir(parents=True, exist_ok=True)
     run = wandb.init(
         project=project,
@@ -142,6 +144,10 @@ def tracked(
 
 
 def _has_key() -> bool:
-    import wandb
-
-    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

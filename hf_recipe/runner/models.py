@@ -5,6 +5,8 @@ Everything is built fresh from a config unless ``--model_name_or_path`` names a 
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -223,3 +225,19 @@ def _given(
         return auto.from_config(config)
     except (OSError, ValueError) as error:
         raise UsageError(f"the model cannot be built: {str(error).splitlines()[0]}") from None
+
+
+def load_saved(path: str | Path) -> Any:
+    """A model that this job has saved, of whatever kind."""
+    config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") == SimpleConfig.model_type:
+        return SimpleModel.from_pretrained(path)
+    (architecture,) = config["architectures"]
+    auto = (
+        AutoModelForImageClassification
+        if architecture.endswith("ForImageClassification")
+        else AutoModelForSequenceClassification
+    )
+    model = auto.from_pretrained(path)
+    model.accepts_loss_kwargs = False
+    return model

@@ -196,7 +196,7 @@ def parse(arguments: Sequence[str]) -> Options:
     values = vars(namespace)
     if values.get("output_dir") is None:
         values["output_dir"] = "recipe_output"
-    parts = []
+    parts: list[Any] = []
     for section in SECTIONS:
         names = {f.name for f in dataclasses.fields(section) if f.init}
         try:
@@ -204,7 +204,8 @@ def parse(arguments: Sequence[str]) -> Options:
         except (ValueError, TypeError, ImportError) as error:
             raise UsageError(_first_line(error)) from None
     given = frozenset(flags) | frozenset(_names(from_file))
-    options = Options(*parts, given=given - {"config"}, command=tuple(arguments))
+    model, data, recipe, training = parts
+    options = Options(model, data, recipe, training, given - {"config"}, tuple(arguments))
     _validate(options)
     return options
 
@@ -222,7 +223,9 @@ def _validate(options: Options) -> None:
     if data.task is not None:
         _require(data.task, TASKS, "--task")
     if recipe.seeds < 2:
-        raise UsageError(f"--seeds must be at least 2, or nothing can be decided; got {recipe.seeds}")
+        raise UsageError(
+            f"--seeds must be at least 2, or nothing can be decided; got {recipe.seeds}"
+        )
     if recipe.trials < 2:
         raise UsageError(f"--trials must be at least 2; got {recipe.trials}")
     if recipe.target_metric is not None:

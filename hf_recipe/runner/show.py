@@ -31,6 +31,7 @@ class Show:
         self.leads = leads
         self.console = Console(file=sys.stdout, quiet=not leads, highlight=False, soft_wrap=True)
         self.sink = ConsoleSink(enabled=leads)
+        self._told: set[str] = set()
 
     def silent_sink(self) -> ConsoleSink:
         """For the recipe of one experiment: what it finds is printed by `finding`."""
@@ -58,6 +59,9 @@ class Show:
     def experiment(
         self, number: int, variant: Variant, outcome: Outcome, metric: str, *, known: bool
     ) -> None:
+        if variant.key in self._told:
+            return  # a stage looks back at what another one ran
+        self._told.add(variant.key)
         loss = f"{outcome.loss:.4f}" if math.isfinite(outcome.loss) else "not finite"
         score = "" if outcome.metric is None else f"  {metric} {outcome.metric:.4f}"
         cost = "done before" if known else f"{outcome.cost:.1f} s"

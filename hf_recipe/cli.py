@@ -1,0 +1,256 @@
+"""`hf-recipe`: the recipe at the command line.
+
+``explain``, ``env`` and ``report`` start without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+CLEAN, FOUND, USAGE, CRASHED = 0, 1, 2, 3
+SEVERITIES = ("error", "warning", "note", "never")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 clean, 1 findings, 2 usage, 3 a crash)."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] == ["run"]:  # its flags are the main job's own
+        from hf_recipe.runner.main import main as run
+
+        return run(given[1:])
+    options = _parser().parse_args(given)
+    try:
+        return int(options.command(options))
+    except UsageError as error:
+        sys.stderr.write(f"hf-recipe: {error}\n")
+        return USAGE
+
+
+class UsageError(Exception):
+    """What was asked for cannot work; one line."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hf-recipe", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[Any], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        return sub
+
+    add("run", _never, "the whole recipe, as scripts/recipe.py (hf-recipe run --help)")
+    demo = add("demo", _demo, "three planted bugs on a tiny model, offline, found in seconds")
+    demo.add_argument("--output_dir", default="recipe_demo")
+    look = add("inspect", _inspect, "the data report on a file or a folder of images")
+    look.add_argument("path", help="csv, tsv, json, jsonl, parquet or a folder of images")
+    for name in ("label", "text", "image"):
+        look.add_argument(f"--{name}", help=f"the {name}'s column")
+    look.add_argument("--output_dir", default="recipe_data")
+    look.add_argument("--fail_on", choices=SEVERITIES, default="error")
+    check = add("check", _check, "a training script as it is, up to its first step")
+    check.add_argument("--fail_on", choices=SEVERITIES, default="error")
+    check.add_argument("script", help="a Python file that calls Trainer.train()")
+    check.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own")
+    explain = add("explain", _explain, "what a check says, why, and what mends it")
+    explain.add_argument("name", nargs="?", help="a check; without one, all are listed")
+    add("env", _env, "versions and devices, to paste into an issue")
+    report = add("report", _report, "a stored report as html, sarif, markdown or on the console")
+    report.add_argument("file", help="report.json")
+    report.add_argument("--to", help="a path that ends in .html, .sarif or .md")
+    autopsy = add("autopsy", _autopsy, "what a run's folder still tells: report and trainer state")
+    autopsy.add_argument("folder")
+    return parser
+
+
+def _never(options: Any) -> int:
+    raise UsageError("unreachable: run is taken before parsing")
+
+
+# ------------------------------------------------------------------ explain, env
+
+
+def _explain(options: Any) -> int:
+    from hf_recipe.catalogue import stored_checks
+
+    checks = stored_checks()
+    if options.name is None:
+        for name, entry in checks.items():
+            print(f"{name:<32} {entry['stage']:<11} {entry['severity']:<8}")
+        return CLEAN
+    if options.name not in checks:
+        near = difflib.get_close_matches(options.name, checks, 1)
+        hint = f"; did you mean {near[0]}?" if near else "; hf-recipe explain lists them"
+        raise UsageError(f"no check is called {options.name!r}{hint}")
+    print(explanation(options.name, checks[options.name]))
+    return CLEAN
+
+
+def explanation(name: str, entry: dict[str, Any]) -> str:
+    """What is known of a check, as text of at most 100 columns."""
+    moments = ", ".join(entry["moments"])
+    lines = [f"{name}   {entry['severity']}, stage {entry['stage']}, looked at: {moments}", ""]
+    fields = [("why", entry["why"]), ("fix", entry["fix"]), ("known problems", entry["unsure"])]
+    fields += [("source", entry["source"]), ("runs by", entry.get("call", ""))]
+    fields += [("accounts for", ", ".join(entry.get("explains", ())))]
+    for label, text in fields:
+        if text:
+            body = textwrap.wrap(text, 82, subsequent_indent=" " * 16)
+            lines.append(f"{label:<16}" + "\n".join(body))
+    for threshold, told in entry.get("thresholds", {}).items():
+        default, why = told.get("default"), told.get("provenance", "")
+        lines.append(f"{'threshold':<16}{threshold} = {default}" + (f"   ({why})" if why else ""))
+    lines += ["", f"{'silence':<16}hf_recipe.attach(trainer, ignore=[{name!r}])"]
+    return "\n".join(lines)
+
+
+def _env(options: Any) -> int:
+    import importlib.metadata
+    import os
+    import platform
+
+    print(f"hf_recipe     {_version()}")
+    print(f"python        {platform.python_version()}  {platform.platform()}")
+    print(f"cpu           {os.cpu_count()} cores")
+    packages = ["torch", "transformers", "accelerate", "datasets", "evaluate", "wandb"]
+    for package in [*packages, "numpy", "scikit-learn", "scipy", "rich", "optuna", "peft"]:
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            version = "not installed"
+        print(f"{package:<13} {version}")
+    return CLEAN
+
+
+def _version() -> str:
+    import hf_recipe
+
+    return hf_recipe.__version__
+
+
+# ------------------------------------------------------------------ reports
+
+
+def _read_report(path: str) -> Any:
+    from hf_recipe.core.report import Report
+
+    try:
+        return Report.from_json(path)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is not a report: {str(error).splitlines()[0]}") from None
+
+
+def _report(options: Any) -> int:
+    report = _read_report(options.file)
+    if options.to is None:
+        _say(report, None)
+        return CLEAN
+    from hf_recipe.core.report import write_atomically
+
+    suffix = Path(options.to).suffix.lower()
+    if suffix in (".html", ".htm"):
+        report.to_html(options.to)
+    elif suffix in (".sarif", ".json"):
+        report.to_sarif(options.to)
+    elif suffix in (".md", ".markdown"):
+        write_atomically(options.to, report.to_markdown())
+    else:
+        raise UsageError(f"--to must end in .html, .sarif or .md; got {options.to}")
+    print(f"wrote {options.to}")
+    return CLEAN
+
+
+def _say(report: Any, path: str | None) -> None:
+    from hf_recipe.report.console import ConsoleSink
+
+    ConsoleSink(stream=sys.stdout).summary(report, path)
+
+
+def _autopsy(options: Any) -> int:
+    folder = Path(options.folder)
+    if not folder.is_dir():
+        raise UsageError(f"no such folder: {folder}")
+    reports = sorted(folder.rglob("report.json"), key=lambda p: len(p.parts))
+    states = sorted(folder.rglob("trainer_state.json"), key=lambda p: p.stat().st_mtime)
+    if not reports and not states:
+        raise UsageError(f"{folder} holds neither a report.json nor a trainer_state.json")
+    if states:
+        _tell_state(states[-1])
+    if not reports:
+        return CLEAN
+    report = _read_report(str(reports[0]))
+    print(f"report: {reports[0]}, {report.status}; next: {report.next_step}")
+    _say(report, str(reports[0]))
+    return FOUND if report.at_least("error") else CLEAN
+
+
+def _tell_state(path: Path) -> None:
+    state = json.loads(path.read_text(encoding="utf-8"))
+    step, planned = state.get("global_step"), state.get("max_steps")
+    print(f"state:  {path}, step {step} of {planned}")
+    history = state.get("log_history", [])
+    for key in ("loss", "eval_loss"):
+        values = [(h["step"], h[key]) for h in history if key in h]
+        if values:
+            low = min(values, key=lambda pair: pair[1])
+            print(
+                f"        {key}: first {values[0][1]:.4f} (step {values[0][0]}), "
+                f"lowest {low[1]:.4f} (step {low[0]}), last {values[-1][1]:.4f}"
+            )
+
+
+# ------------------------------------------------------------------ inspect, check, demo
+
+
+def _inspect(options: Any) -> int:
+    from hf_recipe.inspection import inspect_dataset
+
+    try:
+        report = inspect_dataset(
+            options.path, label=options.label, text=options.text, image=options.image
+        )
+    except (ValueError, TypeError, OSError) as error:
+        raise UsageError(str(error).splitlines()[0]) from None
+    folder = Path(options.output_dir)
+    report.to_json(folder / "report.json")
+    report.to_html(folder / "report.html")
+    _say(report, str(folder / "report.html"))
+    return exit_code(report, options.fail_on)
+
+
+def exit_code(report: Any, fail_on: str) -> int:
+    """What the shell is told of a report."""
+    if fail_on != "never" and report.at_least(fail_on):
+        return FOUND
+    return CRASHED if report.crashed else CLEAN
+
+
+def _check(options: Any) -> int:
+    from hf_recipe.runner.script import ScriptFailed, check_script
+
+    if not Path(options.script).is_file():
+        raise UsageError(f"no such script: {options.script}")
+    try:
+        report = check_script(options.script, options.arguments)
+    except ScriptFailed as error:
+        raise UsageError(str(error)) from None
+    return exit_code(report, options.fail_on)
+
+
+def _demo(options: Any) -> int:
+    from hf_recipe.runner.demo import run
+
+    return run(Path(options.output_dir))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

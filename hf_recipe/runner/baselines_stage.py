@@ -1,0 +1,117 @@
+"""Baselines: the simplest model, a blind one, one batch, and charted dependencies.
+
+Augmentation, dropout and decay of weights are off: generalisation comes later.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from hf_recipe.baselines.dependency import row_dependence
+from hf_recipe.baselines.one_batch import OneBatch, overfit_one_batch
+from hf_recipe.core.check import Skip
+from hf_recipe.core.exhibit import Answer, Curve, Line, Mark
+from hf_recipe.core.report import Gate
+from hf_recipe.examiner import Examiner
+from hf_recipe.instruments.compare import Outcome
+from hf_recipe.instruments.distributed import from_rank_0, rank
+from hf_recipe.instruments.quiet import quiet
+from hf_recipe.instruments.subject import Subject
+from hf_recipe.runner.data import Data
+from hf_recipe.runner.experiment import Lab, curves
+from hf_recipe.runner.gates import baselines_gate
+from hf_recipe.runner.journey import Journey
+from hf_recipe.trainer.preflight import subject_of_trainer
+
+SIMPLEST_RATE = 1e-2  # a linear model bears, and needs, more than a transformer
+
+
+def run(journey: Journey) -> Gate:
+    """Prove the pipeline on one batch, then train the first models."""
+    lab, setup = journey.lab, journey.setup
+    args = lab.arguments(setup, setup.variant("one batch", lab.seeds[0]))
+    trainer = lab.trainer(setup, args)
+    subject = subject_of_trainer(trainer, fresh=not lab.pretrained)
+    examiner = Examiner(
+        lab.settings(), lab.report, hear=lab.show.finding, agree=from_rank_0, leads=rank() == 0
+    )
+    _first_loss(lab, subject)
+    one_batch, text = _one_batch(lab, subject, examiner)
+    examiner.examine(row_dependence, subject, guard=lambda: quiet(trainer.model, trainer=trainer))
+    leaking = any(finding.check == "example-leak" for finding in lab.report.flat)
+    simplest = journey.outcomes(
+        "simplest", setup.change(model="simplest", learning_rate=SIMPLEST_RATE)
+    )
+    base = journey.outcomes("base", setup, watch=True)
+    blind = [Outcome(blind_losses(lab.data)) for _ in lab.seeds]
+    lab.report.exhibit(curves(base[0], "The baseline's course", "baselines"))
+    blind_row = float(np.mean(blind[0].row_losses))
+    journey.rows.append(["input-blind", f"{blind_row:.4f}", "", "0.0"])
+    journey.note("simplest", simplest)
+    journey.note("baseline", base)
+    return baselines_gate(
+        one_batch,
+        text,
+        journey.gain(blind, base),
+        journey.gain(simplest, base),
+        leaking,
+    )
+
+
+def blind_losses(data: Data) -> tuple[float, ...]:
+    """Validation losses of the best constant answer: the training labels' own distribution."""
+    truth = data.labels("validation")
+    if not data.classes:
+        return tuple(float(y) ** 2 for y in truth)  # the standardised training mean is 0
+    counts = np.bincount(data.labels("train"), minlength=data.outputs).astype(float) + 1e-9
+    logs = -np.log(counts / counts.sum())
+    return tuple(float(logs[y]) for y in truth)
+
+
+def _first_loss(lab: Lab, subject: Subject) -> None:
+    """-log(1/n) beside the loss that the fresh model has."""
+    with quiet(subject.model, trainer=subject.trainer):
+        subject.model.eval()
+        batches = subject.batches("train", rows=256, size=64)
+        weights = [len(batch) for batch in batches]
+        with torch.no_grad():
+            losses = [float(subject.compute_loss(batch.inputs)) for batch in batches]
+    loss = sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
+    known = f"-log(1/{lab.data.outputs}) = {math.log(lab.data.outputs):.4f}"
+    if not lab.data.classes:
+        known = "the standardised target's variance = 1.0000"
+    answer = f"loss {loss:.4f} before the first step; {known}"
+    lab.report.answer(Answer("Does the loss begin where it should?", "baselines", answer))
+    lab.show.say(f"       {answer}")
+
+
+def _one_batch(lab: Lab, subject: Subject, examiner: Examiner) -> tuple[bool | None, str]:
+    try:
+        measured = overfit_one_batch(subject)
+    except Skip as reason:
+        examiner.skip((OneBatch,), str(reason))
+        return None, str(reason)
+    measured = from_rank_0(measured)
+    examiner.judge(measured, "probe")
+    lab.report.exhibit(_course(measured))
+    text = (
+        f"one batch of {measured.rows} rows: loss {measured.start:.4f} -> {measured.end:.4f} "
+        f"in {measured.steps} steps, floor {measured.floor:.4f}"
+    )
+    lab.show.say(f"       {text}")
+    return measured.reached, text
+
+
+def _course(measured: OneBatch) -> Curve:
+    steps: tuple[float, ...] = tuple(range(len(measured.losses)))
+    return Curve(
+        "One batch",
+        "baselines",
+        "step",
+        "loss",
+        (Line("loss", steps, measured.losses),),
+        (Mark("floor", measured.floor),),
+    )

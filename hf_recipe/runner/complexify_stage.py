@@ -1,0 +1,113 @@
+"""Complexify: a larger model, a race of rates at a constant rate, then decay. Aim: overfit."""
+
+from __future__ import annotations
+
+import math
+
+from hf_recipe.core.exhibit import Answer, Curve, Ladder, Line, Rung
+from hf_recipe.core.report import Gate
+from hf_recipe.instruments.compare import Outcome
+from hf_recipe.runner.experiment import Setup, curves
+from hf_recipe.runner.gates import complexify_gate
+from hf_recipe.runner.journey import Journey, mean, train_loss, validation_loss
+
+FACTORS = (0.2, 0.5, 1.0, 2.0, 4.0)
+RACE_SHARE = 0.4  # of the epochs: enough to rank rates, not to finish
+
+
+def run(journey: Journey) -> Gate:
+    """Grow, race, decay; leaves the setup that fits the training rows best."""
+    _grow(journey)
+    _race(journey)
+    outcomes = _decay(journey)
+    journey.note("complexify: " + journey.setup.model, outcomes)
+    first = outcomes[0]
+    journey.lab.report.exhibit(curves(first, "The large model's course", "complexify"))
+    train = [Outcome(tuple(o.facts["train_losses"])) for o in outcomes]
+    return complexify_gate(
+        train_loss(outcomes),
+        mean([o.standard_error for o in train]),
+        validation_loss(outcomes),
+        mean([o.standard_error for o in outcomes]),
+    )
+
+
+def _grow(journey: Journey) -> None:
+    """Take the larger model if it fits the training rows better."""
+    lab, setup = journey.lab, journey.setup
+    if lab.pretrained:
+        lab.report.answer(
+            Answer("Does a larger model fit better?", "complexify", "a checkpoint is given")
+        )
+        return
+    large = setup.change(model="large")
+    before, after = journey.outcomes("base", setup), journey.outcomes("large", large)
+    gain, validation = journey.gain(before, after, train=True), journey.gain(before, after)
+    word = {True: "yes", False: "no", None: "undecided"}[gain.verdict]
+    lab.report.answer(
+        Answer(
+            "Does a larger model fit better?",
+            "complexify",
+            f"{word}: training loss {gain}, validation {validation}",
+            {"training": str(gain), "validation": str(validation)},
+        )
+    )
+    rungs = (
+        Rung("base", validation_loss(before), metric=before[0].metric, kept=True),
+        Rung(
+            "large",
+            validation_loss(after),
+            validation.mean,
+            validation.low,
+            validation.high,
+            after[0].metric,
+            sum(o.cost for o in after),
+            gain.verdict is True,
+            f"training loss {gain}",
+        ),
+    )
+    lab.report.exhibit(Ladder("Growth", "complexify", rungs, lab.metric_name))
+    if gain.verdict is True:
+        journey.setup = large
+
+
+def _race(journey: Journey) -> None:
+    """Short trainings at constant rates; the lowest training loss wins."""
+    lab, setup = journey.lab, journey.setup
+    short = setup.change(schedule="constant", epochs=max(1.0, round(setup.epochs * RACE_SHARE)))
+    rates = [setup.learning_rate * factor for factor in FACTORS]
+    losses = []
+    for rate in rates:
+        outcome = lab.run(f"constant rate {rate:.1e}", short.change(learning_rate=rate))
+        losses.append(train_loss([outcome]))
+    lines = (Line("training loss", tuple(rates), tuple(losses)),)
+    lab.report.exhibit(
+        Curve("Race of rates", "complexify", "learning rate", "loss", lines, log_x=True)
+    )
+    finite = [(loss, rate) for loss, rate in zip(losses, rates, strict=True) if math.isfinite(loss)]
+    if not finite:
+        return
+    best = min(finite)[1]
+    edge = best in (rates[0], rates[-1])
+    lab.report.answer(
+        Answer(
+            "Which learning rate?",
+            "complexify",
+            f"{best:.1e} at a constant rate"
+            + (", the edge of the race: try beyond it" if edge else ""),
+            {"rates": rates, "losses": losses},
+        )
+    )
+    journey.setup = setup.change(learning_rate=best)
+
+
+def _decay(journey: Journey) -> list[Outcome]:
+    """Decays over exactly this run's steps; the better one on validation is kept."""
+    candidates: list[tuple[float, str, Setup]] = []
+    for schedule in ("linear", "cosine"):
+        setup = journey.setup.change(schedule=schedule)
+        outcome = journey.lab.run(f"decay {schedule}", setup)
+        candidates.append((outcome.loss, schedule, setup))
+    finite = [c for c in candidates if math.isfinite(c[0])] or candidates[:1]
+    _, schedule, journey.setup = min(finite, key=lambda c: c[0])
+    return journey.outcomes(f"decay {schedule}", journey.setup)

@@ -1,0 +1,80 @@
+"""What one stage hands to the next: the setup so far, and the outcomes it rests on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hf_recipe.instruments.compare import Gain, Outcome, paired_gain, seed_spread
+from hf_recipe.runner.experiment import Lab, Setup
+
+
+@dataclass
+class Journey:
+    """The state of the job between stages; rebuilt from remembered outcomes after a restart.
+
+    Attributes:
+        setup: the best known way to train.
+        rows: the last table: what, validation loss, metric, seconds.
+        gains: paired differences of all comparisons so far, (seeds, rows) each.
+    """
+
+    lab: Lab
+    setup: Setup
+    rows: list[list[str]] = field(default_factory=list)
+    gains: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+
+    def outcomes(self, change: str, setup: Setup, *, watch: bool = False) -> list[Outcome]:
+        """`setup` trained with every seed; with `watch` the first is reported on in full."""
+        first = self.lab.seeds[0]
+        return [
+            self.lab.run(change, setup, seed, watch=watch and seed == first)
+            for seed in self.lab.seeds
+        ]
+
+    def gain(self, before: list[Outcome], after: list[Outcome], *, train: bool = False) -> Gain:
+        """Paired gain over the same seeds, on validation rows or on the sampled training rows.
+
+        With few seeds per comparison their variance is hardly known; so it is pooled over all
+        comparisons of this job so far.
+        """
+        first, second = (
+            np.asarray([o.facts["train_losses"] if train else o.row_losses for o in group])
+            for group in (before, after)
+        )
+        if first.shape == second.shape and np.isfinite(first).all() and np.isfinite(second).all():
+            name = f"{train} {first.tobytes()!r} {second.tobytes()!r}"
+            self.gains[hashlib.sha256(name.encode()).hexdigest()] = first - second
+        pool = [g for g in self.gains.values() if g.shape == first.shape]
+        return paired_gain(first.tolist(), second.tolist(), seed_variance=seed_spread(pool))
+
+    def note(self, what: str, outcomes: list[Outcome]) -> None:
+        """A line of the last table."""
+        losses = [o.loss for o in outcomes]
+        metrics = [o.metric for o in outcomes if o.metric is not None]
+        self.rows.append(
+            [
+                what,
+                f"{sum(losses) / len(losses):.4f}",
+                f"{sum(metrics) / len(metrics):.4f}" if metrics else "",
+                f"{sum(o.cost for o in outcomes):.1f}",
+            ]
+        )
+
+
+def mean(values: list[float]) -> float:
+    """Arithmetic mean."""
+    return sum(values) / len(values)
+
+
+def train_loss(outcomes: list[Outcome]) -> float:
+    """Mean loss on training rows, in evaluation mode, over seeds."""
+    return mean([mean(list(o.facts["train_losses"])) for o in outcomes])
+
+
+def validation_loss(outcomes: list[Outcome]) -> float:
+    """Mean loss on validation rows over seeds."""
+    return mean([o.loss for o in outcomes])
