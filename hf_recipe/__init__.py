@@ -12,6 +12,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hf_recipe.baselines.initial_loss import expected_initial_loss as expected_initial_loss
+    from hf_recipe.baselines.output_bias import set_output_bias as set_output_bias
     from hf_recipe.catalogue import CHECKS as CHECKS
     from hf_recipe.core.report import Report as Report
     from hf_recipe.trainer.attach import attach as attach
@@ -20,11 +22,17 @@ if TYPE_CHECKING:
     from hf_recipe.trainer.callback import LRDecayCallback as LRDecayCallback
     from hf_recipe.trainer.callback import RecipeCallback as RecipeCallback
     from hf_recipe.trainer.recipe import RecipeError as RecipeError
+    from hf_recipe.tune.distillation import DistillationTrainer as DistillationTrainer
+    from hf_recipe.tune.distillation_arguments import (
+        DistillationTrainingArguments as DistillationTrainingArguments,
+    )
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "CHECKS": "hf_recipe.catalogue",
+    "DistillationTrainer": "hf_recipe.tune.distillation",
+    "DistillationTrainingArguments": "hf_recipe.tune.distillation_arguments",
     "HockeyStickCallback": "hf_recipe.trainer.callback",
     "InitialLossCallback": "hf_recipe.trainer.callback",
     "LRDecayCallback": "hf_recipe.trainer.callback",
@@ -32,6 +40,8 @@ _HOMES = {
     "RecipeError": "hf_recipe.trainer.recipe",
     "Report": "hf_recipe.core.report",
     "attach": "hf_recipe.trainer.attach",
+    "expected_initial_loss": "hf_recipe.baselines.initial_loss",
+    "set_output_bias": "hf_recipe.baselines.output_bias",
 }
 
 __all__ = ["__version__", *_HOMES]

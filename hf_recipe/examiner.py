@@ -52,6 +52,7 @@ class Examiner:
         self.agree = agree
         self.leads = leads
         self.latest: dict[str, Measurement] = {}
+        self.outcomes: dict[str, str] = {}  # by probe: "taken", "skip" or "crash"
         self.selected: dict[str, Check] = {
             name: check for name, check in CHECKS.items() if settings.selects(name, check.stage)
         }
@@ -87,14 +88,20 @@ class Examiner:
         probe: Probe,
         subject: Any,
         guard: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        step: int | None = None,
     ) -> list[Finding]:
-        """Run one probe and judge what it measured; all ranks call it, all get rank 0's word."""
+        """Run one probe and judge what it measured; all ranks call it, all get rank 0's word.
+
+        Args:
+            step: the optimizer step it looks at; None before training.
+        """
         if not self.judging(probe.measures):
             return []
         outcome: Outcome = ("taken", [])
         if self.leads or probe.moment not in ("dataset", "batch"):
             outcome = self._take(probe, subject, guard)
         word, content = self.agree(outcome)
+        self.outcomes[probe.name] = word
         if word == "skip":
             self.skip(probe.measures, content)
             return []
@@ -105,9 +112,9 @@ class Examiner:
         found: list[Finding] = []
         for item in content:
             if isinstance(item, Located):
-                found += self.judge(item.measurement, probe.moment, split=item.split)
+                found += self.judge(item.measurement, probe.moment, split=item.split, step=step)
             elif isinstance(item, Measurement):
-                found += self.judge(item, probe.moment)
+                found += self.judge(item, probe.moment, step=step)
             elif isinstance(item, Answer):
                 self.report.answer(item)
             else:
@@ -175,10 +182,18 @@ class Examiner:
             )
             self.report.store(stored, keep=bool(found))
         for finding in found:
+            if step is None and self._stands(finding):
+                continue  # the same probe, asked again before step 1
             standing = self.report.add(finding)
             if standing.count == finding.count:
                 self.hear(finding)
         return found
+
+    def _stands(self, finding: Finding) -> bool:
+        return any(
+            f.identity == finding.identity and f.message == finding.message
+            for f in self.report.flat
+        )
 
     # ---------------------------------------------------------------- closing
 

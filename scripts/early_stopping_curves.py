@@ -38,7 +38,12 @@ def data(name: str, flipped: float, rng: np.random.Generator) -> tuple[Tensors, 
         x, y = load_breast_cancer(return_X_y=True)
     else:
         x, y = make_classification(
-            1200, 30, n_informative=8, n_classes=4, class_sep=1.2, random_state=int(rng.integers(1e6))
+            1200,
+            30,
+            n_informative=8,
+            n_classes=4,
+            class_sep=1.2,
+            random_state=int(rng.integers(1e6)),
         )
     order = rng.permutation(len(x))
     train, validation = order[: len(x) * 6 // 10], order[len(x) * 6 // 10 :]
@@ -65,7 +70,7 @@ def record(name: str, schedule: str, flipped: float, seed: int) -> np.ndarray:
     (inputs, labels), (held_out, truth) = data(name, flipped, rng)
     width = int(rng.choice([16, 64, 256]))
     adam = bool(rng.random() < 0.6)
-    peak = float(10 ** rng.uniform(-3.0, -2.0) if adam else 10 ** rng.uniform(-1.6, -0.7))
+    peak = float(10 ** rng.uniform(-3.2, -2.5) if adam else 10 ** rng.uniform(-1.6, -1.0))
     layers: list[nn.Module] = [nn.Linear(inputs.shape[1], width), nn.ReLU()]
     if rng.random() < 0.5:
         layers += [nn.Dropout(float(rng.choice([0.0, 0.2]))), nn.Linear(width, width), nn.ReLU()]
@@ -75,11 +80,11 @@ def record(name: str, schedule: str, flipped: float, seed: int) -> np.ndarray:
         if adam
         else torch.optim.SGD(model.parameters(), lr=peak, momentum=0.9)
     )
-    every = int(rng.choice([6, 12, 20]))
+    every = int(rng.choice([10, 20, 40]))
     steps = EVALUATIONS * every
     rows = []
     for step in range(steps):
-        chosen = torch.tensor(rng.integers(0, len(inputs), 32))
+        chosen = torch.tensor(rng.integers(0, len(inputs), 128))
         for group in optimizer.param_groups:
             group["lr"] = peak * rate(schedule, step / steps)
         optimizer.zero_grad()

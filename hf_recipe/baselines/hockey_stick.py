@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from hf_recipe.baselines.initial_loss import InitialLoss
+from hf_recipe.baselines.initial_loss import InitialLoss, remember_initial_loss
 from hf_recipe.baselines.output_bias import PRIORLESS
-from hf_recipe.core.check import Check, Measurement, Monitor, State
+from hf_recipe.core.check import Check, Measurement, Monitor, Probe, State
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.heads import SOFTMAX
 from hf_recipe.instruments.window import Window
@@ -106,6 +106,14 @@ def first_drop(losses: list[float], start: InitialLoss) -> tuple[int, float, flo
     noise = math.sqrt(math.fsum((x - mean) ** 2 for x in after) / (len(after) - 1) / WIDTH)
     return arrived + 1, means[arrived] - math.fsum(late) / len(late), noise
 
+
+PROBE = Probe(
+    name="measure the level that the first drop is held against",
+    moment="probe",
+    measures=(FirstDrop,),  # evidence for it: it runs where hockey-stick is wanted
+    take=remember_initial_loss,
+    needs=("fresh",),
+)
 
 FIRST_DROP = Monitor(
     name="follow the first drop of the loss",

@@ -82,6 +82,7 @@ def measure_initial_loss(subject: Subject) -> Iterator[InitialLoss]:
         label_smoothing=head.smoothing,
     )
     recomputed = start.recomputed
+    subject.cache["initial_loss"] = True
     yield InitialLoss(
         observed=start.loss,
         recomputed=recomputed,
@@ -99,6 +100,12 @@ def measure_initial_loss(subject: Subject) -> Iterator[InitialLoss]:
         redrawn=start.redrawn,
         remade=start.remade,
     )
+
+
+def remember_initial_loss(subject: Subject) -> Iterator[InitialLoss]:
+    """The measurement, unless it was taken: for what needs it as evidence, whatever is selected."""
+    if not subject.cache.get("initial_loss"):
+        yield from measure_initial_loss(subject)
 
 
 def prior_loss(head: Head) -> float:
@@ -135,7 +142,7 @@ def relation_of(start: Start) -> str:
     squared = start.pooled.problem_type == REGRESSION
     if not squared and all_near([applied_twice(h) + h.auxiliary for *_, h in pairs], 1e-5):
         return "applied twice"
-    if all_near(means, 5e-3):  # half precision
+    if all_near(means, start.rounding):
         return "mean"
     if all(seen == 0 for seen, _, _ in pairs):
         return "zero"
@@ -167,7 +174,8 @@ PROBE = Probe(
     name="measure the loss before training",
     moment="probe",
     measures=(InitialLoss,),
-    take=measure_initial_loss,
+    take=remember_initial_loss,
+    needs=("fresh",),
 )
 
 _RELATIONS = {
@@ -293,4 +301,5 @@ CHECK = Check(
     "that is multiplied by a constant on purpose is reported. Custom losses that are no weighted "
     "mean of the cross-entropy are judged by the logits alone.",
     judges=(initial_loss_unexpected,),
+    explains=("output-bias-unset", "hockey-stick"),
 )

@@ -20,7 +20,7 @@ from typing import Annotated
 
 import torch
 
-from hf_recipe.baselines.initial_loss import InitialLoss
+from hf_recipe.baselines.initial_loss import InitialLoss, remember_initial_loss
 from hf_recipe.baselines.output_bias import PRIORLESS, frequencies
 from hf_recipe.baselines.start import observe_start
 from hf_recipe.core.check import Check, Located, Measurement, Monitor, Probe, Skip, State, private
@@ -52,7 +52,7 @@ class BlindBaseline(Measurement):
     split: str = ""
 
 
-def measure_blind_baseline(subject: Subject) -> Iterator[Located]:
+def measure_blind_baseline(subject: Subject) -> Iterator[Located | Measurement]:
     """Take the label frequencies of the training rows to every evaluation row."""
     if not subject.evaluation:
         raise Skip("there is no evaluation set to hold the input-blind baseline against")
@@ -60,6 +60,7 @@ def measure_blind_baseline(subject: Subject) -> Iterator[Located]:
     head = start.pooled
     if head.task in PRIORLESS or head.task in ("causal", "masked", "seq2seq", "segmentation"):
         raise Skip(f"a {head.task} head is not compared with label frequencies")
+    yield from remember_initial_loss(subject)
     taken = False
     for split, rows in subject.evaluation.items():
         if stream_reason(rows) or subject.overridden(split) or not len(rows):
@@ -104,14 +105,6 @@ def _blind(head: Head, labels: Sequence[torch.Tensor], split: str) -> BlindBasel
         majority=max(classes.count(k) for k in set(classes)) / len(classes) if classes else None,
         split=split,
     )
-
-
-PROBE = Probe(
-    name="take the input-blind baseline to the evaluation rows",
-    moment="probe",
-    measures=(BlindBaseline,),
-    take=measure_blind_baseline,
-)
 
 
 @dataclass(frozen=True)
@@ -225,6 +218,13 @@ def _order(labels: Sequence[int], losses: Sequence[float]) -> tuple[float | None
     area = (total - ones * (ones + 1) / 2) / (ones * zeros)
     return area, math.sqrt((ones + zeros + 1) / (12 * ones * zeros))
 
+
+PROBE = Probe(
+    name="take the input-blind baseline to the evaluation rows",
+    moment="probe",
+    measures=(BlindBaseline, AgainstBlind),
+    take=measure_blind_baseline,
+)
 
 MONITOR = Monitor(
     name="compare evaluations with the input-blind baseline",

@@ -40,7 +40,7 @@ class PriorGap(Measurement):
     Attributes:
         gap: KL(prior || mean prediction) in nats, mean over outputs in BCE, less what sampling
             alone adds; regression: (mean target - mean prediction)^2 in squared units.
-        standard_error: of `gap`.
+        standard_error: of `gap`, if the mean prediction were the labels' true frequencies.
         uniform: the loss of an uninformed head, in the unit of `gap`.
         has_bias: whether the output layer has a bias to set; None: the layer was not found.
         fresh: whether the head knows no more than one that was just drawn.
@@ -68,6 +68,9 @@ def measure_prior_gap(subject: Subject) -> Iterator[PriorGap]:
     head = start.pooled
     if head.task in PRIORLESS:
         raise Skip(f"the outputs of a {head.task} head have no frequencies of their own")
+    seen = len(torch.unique(head.labels)) if head.problem_type == SOFTMAX else 1
+    if seen * 4 > len(head.labels):
+        raise Skip(f"{len(head.labels)} labels say too little of the frequencies of {seen} classes")
     expected, error = expected_initial_loss(
         head.logits, head.labels, problem_type=head.problem_type, groups=head.groups,
         label_smoothing=head.smoothing,
@@ -110,7 +113,7 @@ def mean_prediction(head: Head, logits: torch.Tensor) -> torch.Tensor:
 
 
 def prior_gap(head: Head, logits: torch.Tensor | None = None) -> tuple[float, float]:
-    """`PriorGap.gap` and its standard error; examples are the independent units."""
+    """`PriorGap.gap`, and its standard error where there is none; examples are the units."""
     z = head.logits if logits is None else logits
     q, y, rows = mean_prediction(head, z), head.labels, len(head.labels)
     if head.problem_type == REGRESSION:
@@ -134,10 +137,10 @@ def prior_gap(head: Head, logits: torch.Tensor | None = None) -> tuple[float, fl
         sampling = 1 / (2 * rows)
     centred = values.double() - values.double().mean()
     sums = centred.new_zeros(int(head.groups.max()) + 1).index_add_(0, head.groups, centred)
-    variance = float(sums.square().sum()) / rows**2
-    # Even at a gap of zero the sampled frequencies differ: chi-squared, sd sqrt(2 df) / 2n.
-    floor = math.sqrt(2 * sampling / rows) if rows else 0.0
-    return max(gap - sampling, 0.0), math.sqrt(variance + floor**2)
+    alone = float(centred.square().sum())
+    together = float(sums.square().sum()) / alone if alone > 0 else 1.0  # design effect
+    # Chi-squared: with no gap at all, sampling makes one with a standard deviation of sqrt(2 df).
+    return max(gap - sampling, 0.0), math.sqrt(2 * sampling / rows) * max(together, 1.0)
 
 
 def _steps_to_learn(subject: Subject, start: Start) -> float | None:
@@ -165,6 +168,7 @@ PROBE = Probe(
     moment="probe",
     measures=(PriorGap,),
     take=measure_prior_gap,
+    needs=("fresh",),
 )
 
 

@@ -115,11 +115,10 @@ def _rehearse(subject: Subject, rows: Rows) -> EvaluationRehearsal:
         stage.predict()
         stage.compute()
     except _Failed as failure:
-        error = failure.__cause__
-        assert error is not None
+        error = failure.__cause__ or failure
         return stage.outcome(
             failed_in=str(failure),
-            kind=type(error).__name__,
+            error=type(error).__name__,
             place=place_of(error),
             text=str(error),
         )

@@ -42,6 +42,7 @@ class Start:
         remade: the loss of the first batch under whole models drawn anew; looked at only where
             re-drawn output layers start far above an uninformed head.
         adds_up: whether the observed loss of a batch is the sum over its two halves.
+        rounding: relative error that the observed loss may have from its number format alone.
     """
 
     observed: tuple[float, ...]
@@ -51,6 +52,7 @@ class Start:
     redrawn: tuple[float, ...] = ()
     remade: tuple[float, ...] = ()
     adds_up: bool = False
+    rounding: float = 1e-4
     pooled: Head = field(init=False)
 
     def __post_init__(self) -> None:
@@ -108,10 +110,13 @@ def _observe(subject: Subject) -> Start:
     heads: list[Head] = []
     hidden: list[torch.Tensor] = []
     layer: OutputLayer | None = None
+    half = False
     for batch in _batches(subject):
         with watch.watching():
-            loss = float(subject.compute_loss(batch.inputs))
+            value = subject.compute_loss(batch.inputs)
+        loss = float(value)
         if not heads:
+            half = value.dtype in (torch.bfloat16, torch.float16)
             subject.cache["start.batch"] = batch
         head = read_head(
             subject.model, batch.inputs, watch.outputs, smoothing=smoothing, observed=loss
@@ -128,7 +133,8 @@ def _observe(subject: Subject) -> Start:
             break
     if len(hidden) != len(heads):
         layer, hidden = None, []
-    return Start(tuple(observed), tuple(heads), tuple(hidden), layer)
+    start = Start(tuple(observed), tuple(heads), tuple(hidden), layer)
+    return replace(start, rounding=2**-7) if half else start
 
 
 def _batches(subject: Subject) -> list[Batch]:

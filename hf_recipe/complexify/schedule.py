@@ -340,8 +340,8 @@ def fold_pace(
         return tally, None
     others = [p for p in PACES if p != 1 and tally[str(p)][1] == 0 and tally[str(p)][0] >= 3]
     compared = max(told for told, _ in tally.values())
-    pace = 1 if tally["1"][1] < 3 else (others[0] if others else None)
-    return tally, SchedulePace(step, pace, compared, rate) if compared >= 3 else None
+    likely = 1 if tally["1"][1] < 3 else (others[0] if others else None)
+    return tally, SchedulePace(step, likely, compared, rate) if compared >= 3 else None
 
 
 def stepped_too_often(pace: SchedulePace) -> Iterator[Fault]:

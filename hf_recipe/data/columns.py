@@ -63,11 +63,16 @@ class ColumnNumbers:
 
 @dataclass(frozen=True)
 class Columns(Measurement):
-    """Every column of one split; `note` says how much was read, where not all was."""
+    """Every column of one split; `note` says how much was read, where not all was.
+
+    `training` tells the training set, where a constant column is a fault, from a small
+    evaluation set, where it may be chance.
+    """
 
     columns: tuple[ColumnNumbers, ...]
     rows: int
     note: str = ""
+    training: bool = True
 
 
 @dataclass
@@ -224,6 +229,7 @@ def measure_columns(source: Source, inputs: tuple[str, ...], label: str | None) 
         tuple(tally.finish(name, roles.get(name, "")) for name, tally in tallies.items()),
         rows=len(source),
         note=source.note,
+        training=source.name == "train",
     )
 
 
@@ -318,13 +324,15 @@ def constant_input(
             evidence={"seen": "1 different input", "expected": f"up to {seen.rows:,}"},
         )
         return
-    for column in same:
-        if column.kind == "number" and len(inputs) > 1:
-            yield Fault(
-                message=f"{column.name} is the same in all {column.rows:,} rows",
-                subject=column.name,
-                evidence={"seen": "1 value", "expected": "several"},
-            )
+    still = [column.name for column in same if column.kind == "number"] if seen.training else []
+    if still:
+        named = ", ".join(still[:5]) + (", ..." if len(still) > 5 else "")
+        yield Fault(
+            message=f"{len(still)} of {len(inputs)} input columns are the same in all "
+            f"{seen.rows:,} rows: {named}",
+            subject=named,
+            evidence={"seen": f"{len(still)} constant columns", "expected": "none"},
+        )
 
 
 COLUMNS = Probe("measure columns", "dataset", (Columns,), take_columns)

@@ -340,6 +340,7 @@ ABSENT_CLASS = Check(
     source="NeuraLint, Nikanjam et al. 2021 (arXiv:2105.08095)",
     judges=(absent_class,),
     unsure="A head made for more classes than this data set has (kept from pretraining).",
+    explains=("output-bias-unset", "hockey-stick"),
 )
 
 LABEL_OUT_OF_RANGE = Check(
@@ -364,6 +365,7 @@ LABEL_NAME_MISMATCH = Check(
     source="transformers issues 10386 and 12822, 2021",
     judges=(label_name_mismatch,),
     unsure="Labels renumbered by map() may keep the old ClassLabel names.",
+    explains=("initial-loss-unexpected",),
 )
 
 PROBLEM_TYPE_MISMATCH = Check(

@@ -186,5 +186,10 @@ LABELS_MASKED = Check(
     source="trl issues 644 and 1053, 2023; LLaMA-Factory issue 6668, 2026",
     judges=(labels_masked,),
     unsure="Long prompts that truncation leaves without an answer, where that is meant.",
-    explains=("loss-not-decreasing", "one-batch-not-overfit", "parameter-without-gradient"),
+    explains=(
+        "loss-not-finite",
+        "loss-not-decreasing",
+        "one-batch-not-overfit",
+        "parameter-without-gradient",
+    ),
 )

@@ -237,9 +237,12 @@ def split_leak(
     if overlap.same_data or overlap.declared or not overlap.copies:
         return
     poor = overlap.copies - overlap.rich
-    # a twin or two can always be chance where rows are poor
-    poor_leaks = poor - overlap.poor_expected > deviations * overlap.poor_deviation + 2
     rich_beyond = overlap.rich - overlap.rich_expected > deviations * overlap.rich_deviation
+    # a twin or two can always be chance where rows are poor, unless rich rows leak beside them
+    excess = poor - overlap.poor_expected
+    poor_leaks = excess > deviations * overlap.poor_deviation + 2 or (
+        rich_beyond and excess > overlap.poor_deviation
+    )
     small_world = overlap.train_rows > mean_copies * overlap.train_distinct
     leaked = (poor if poor_leaks else 0) + (overlap.rich if rich_beyond or not small_world else 0)
     if not leaked:

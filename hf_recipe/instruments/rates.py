@@ -6,6 +6,7 @@ own few fields are copied, around a stand-in optimizer that has rates and no par
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -119,7 +120,7 @@ def decay_done(rates: Sequence[float]) -> list[float] | None:
     Warm-up counts as nothing; 1.0 is reached when no fall is to come within the run.
     """
     falls, total = [0.0], 0.0
-    for before, after in zip(rates[:-1], rates[1:], strict=True):
+    for before, after in itertools.pairwise(rates):
         total += max(0.0, before - after)
         falls.append(total)
     if not total > 0.01 * max(rates, default=0.0):

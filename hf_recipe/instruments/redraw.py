@@ -56,7 +56,7 @@ class Watch:
         handles = [self.model.register_forward_hook(self._keep)]
         if layers:
             for name, module in self.model.named_modules():
-                if isinstance(getattr(module, "weight", None), torch.Tensor) and _is_layer(module):
+                if _is_layer(module):
                     handles.append(module.register_forward_hook(self._note(name)))
         self._made.clear()
         try:
@@ -109,10 +109,11 @@ def _same(output: torch.Tensor, raw: torch.Tensor, hidden: torch.Tensor) -> torc
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Linear, convolution and their kin: a weight matrix, no table of embeddings, no norm."""
-    weight = module.weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.ndim >= 2 and weight.is_floating_point() and not isinstance(module, nn.Embedding)
+    """Linear, convolution and their kin: an own matrix, no table of embeddings, no wrapper."""
+    weight = module._parameters.get("weight")
+    if weight is None or isinstance(module, nn.Embedding):
+        return False
+    return weight.ndim >= 2 and weight.is_floating_point()
 
 
 @contextmanager
@@ -160,7 +161,7 @@ class _Drawer:
                 for m in (model.get_submodule(p) for p in reversed(above))
                 if type(m).__module__.startswith("transformers.")
             ]
-        self.touched = list(
+        self.touched = list(  # the layer's own weight first
             {id(p): p for m in self.chain for p in m.parameters(recurse=False)}.values()
         )
 
@@ -172,8 +173,7 @@ class _Drawer:
             with _flagged(self.model, own):
                 for module in self.chain:
                     initialise(module)
-        weight = next(i for i, p in enumerate(self.touched) if p is self.layer.weight)
-        if torch.equal(before[weight], self.touched[weight]):
+        if torch.equal(before[0], self.touched[0]):
             reset = getattr(self.layer, "reset_parameters", None)
             if not callable(reset):
                 return False

@@ -19,7 +19,6 @@ from hf_recipe.report.page import render_page, verdict
 STEP = "train/global_step"
 COLUMNS = ("severity", "check", "stage", "subject", "split", "step", "count", "message", "fix")
 STATUS = {"error": "error", "warning": "warning", "good": "healthy"}
-LEVELS = {"error": "ERROR", "warning": "WARN", "note": "INFO"}
 
 
 class TrackingSink:
@@ -57,9 +56,7 @@ class TrackingSink:
             run.summary.update({**numbers, "recipe/status": status(shown)})
             self._told = numbers
         for finding in shown.flat:
-            if finding.severity == "error" and finding.check not in self._alerted:
-                self._alerted.add(finding.check)
-                self._alert(finding, run)
+            self.alert(finding)
 
     def close(self, report: Report, step: int) -> None:
         """Log what `update` has not, the table of findings, and the page as an artifact."""
@@ -88,13 +85,18 @@ class TrackingSink:
             run.define_metric("recipe/*", step_metric=STEP)
             self._defined = run
 
-    def _alert(self, finding: Finding, run: Any) -> None:
+    def alert(self, finding: Finding) -> None:
+        """Alert of an error, once per name; of its rows nothing is told."""
+        if finding.severity != "error" or finding.check in self._alerted:
+            return
+        self._alerted.add(finding.check)
         about = f"{finding.message}\nFix: {finding.fix}" if finding.fix else finding.message
-        title = f"{finding.severity}: {finding.check}"
+        title, level = f"error: {finding.check}", "ERROR"
+        run = wandb_run() if "wandb" in self.trackers else None
         if run is not None:
-            run.alert(title=title, text=about, level=LEVELS[finding.severity])
+            run.alert(title=title, text=about, level=level)
         if "trackio" in self.trackers:
-            alert_trackio(title, about, LEVELS[finding.severity])
+            alert_trackio(title, about, level)
 
 
 def wandb_run() -> Any:

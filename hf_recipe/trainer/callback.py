@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from transformers import TrainerCallback
@@ -83,7 +82,8 @@ class RecipeCallback(TrainerCallback):  # type: ignore[misc]
         if self._recipe is None or self._recipe.detached:
             found = shared(args)
             if found is None:
-                found = Recipe(replace(self._settings))
+                found = Recipe(self._settings)
+                found.closing.place(args)
                 share(args, found)
             self._recipe = None
             self.join(found)

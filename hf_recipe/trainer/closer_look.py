@@ -61,4 +61,4 @@ class CloserLook:
         )
         subject.first_inputs, subject.step = inputs, self.trainer.state.global_step + 1
         guard = functools.partial(preflight.guard_of, subject)
-        self.examiner.examine(PROBES[FIND_ORIGIN.name], subject, guard=guard)
+        self.examiner.examine(PROBES[FIND_ORIGIN.name], subject, guard, step=subject.step)

@@ -47,9 +47,10 @@ class Closing:
         self._untold = False
         trainer = recipe.trainer
         if trainer is not None:
-            self._place(trainer.args)
+            self.place(trainer.args)
 
-    def _place(self, args: Any) -> None:
+    def place(self, args: Any) -> None:
+        """Choose the report's folder."""
         chosen = self.recipe.settings.report_dir
         self.folder = Path(chosen) if chosen else Path(args.output_dir or ".") / "recipe"
 
@@ -57,7 +58,7 @@ class Closing:
 
     def started(self, args: Any, state: Any) -> None:
         """A run begins (or begins again)."""
-        self._place(args)
+        self.place(args)
         if rank() == 0 and "trackio" in args.report_to:
             self.tracking.trackers = ("wandb", "trackio")
         report = self.recipe.report
@@ -141,7 +142,10 @@ class Closing:
         """The dict that rides in TrainerState; kept up to date in place."""
         self.state.clear()
         self.state["monitors"] = self.recipe.watch.states
-        self.state["findings"] = [plain(finding) for finding in self.recipe.report.flat]
+        # Checkpoints are pushed to hubs and trackers: rows of the data stay out of them.
+        samples = self.recipe.settings.log_samples
+        kept = self.recipe.report if samples else self.recipe.report.redacted()
+        self.state["findings"] = [plain(finding) for finding in kept.flat]
         return self.state
 
     def refresh_state(self) -> None:

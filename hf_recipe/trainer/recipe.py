@@ -98,7 +98,6 @@ class Recipe:
             )
         )
         self._hook = ModelHook(self.recorder, self.evaluation) if trainer is None else None
-        self._taken: set[str] = set()
         self._taken_for: weakref.ref[Any] | None = None
         self._moved: weakref.ref[Any] | None = None
         self._errors: list[Finding] = []
@@ -305,19 +304,17 @@ class Recipe:
         return preflight.subject_of_trainer(self.trainer, fresh=fresh, dataloader=dataloader)
 
     def _examine(self, subject: Subject) -> None:
-        """Run the probes that have not run on these weights; static ones always."""
+        """Run the probes that have not run on these weights; static ones, cheap, always."""
         model = subject.model
         if self._taken_for is None or self._taken_for() is not model:
-            self._taken, self._taken_for = set(), weakref.ref(model)
-        if not subject.fresh:
-            self._taken.clear()
+            self.examiner.outcomes.clear()
+            self._taken_for = weakref.ref(model)
 
         def due(probe: Probe) -> bool:
-            judged = {check.name for check in self.examiner.judging(probe.measures)}
-            return probe.moment == "static" or not judged <= self._taken
+            taken = self.examiner.outcomes.get(probe.name) == "taken"
+            return probe.moment == "static" or not taken
 
         preflight.run_probes(self.examiner, subject, again=due)
-        self._taken |= set(self.report.ran)
 
     def _measure_units(self, subject: Subject) -> None:
         self.units.measure(self.examiner, subject, lambda: preflight.guard_of(subject))

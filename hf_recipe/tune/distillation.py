@@ -22,7 +22,6 @@ Evaluation reports the hard loss, comparable with that of a plain Trainer.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,15 +33,10 @@ from transformers import Trainer
 
 from hf_recipe.tune import distillation_heads as heads
 from hf_recipe.tune.distillation_arguments import DistillationTrainingArguments
-from hf_recipe.tune.distillation_loss import Objective, chunked_loss
+from hf_recipe.tune.distillation_chunks import can_chunk, chunked_terms
 from hf_recipe.tune.distillation_transfer import attention_transfer, relation_transfer
 
-logger = logging.getLogger(__name__)
-
 __all__ = ["DistillationTrainer", "DistillationTrainingArguments", "Terms"]
-
-# Below this many classes the dense logits are no burden, and one pass less is made. Judgement.
-CHUNKED_FROM = 4096
 
 
 @dataclass
@@ -189,14 +183,15 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         divisor = max(own, 1) if num_items is None else num_items
         if soft and self._chunked is None:
             self._check_spaces(task)
-            self._chunked = self._can_chunk(model, inputs, task)
+            self._chunked = can_chunk(self, model, inputs, task)
         if soft and self._chunked and not dense:
-            return self._chunked_terms(model, inputs, task, divisor)
+            total, softs, hard = chunked_terms(self, model, inputs, task, divisor)
+            return Terms(softs, hard, total)
         labels = inputs.get("labels")
         apart = self.label_smoother is not None or self.compute_loss_func is not None
         passed = {k: v for k, v in inputs.items() if not (apart and k == "labels")}
         layers = soft and self.args.transfers
-        outputs = model(**self._own(passed), **(self.args.layer_outputs if layers else {}))
+        outputs = model(**self.own_inputs(passed), **(self.args.layer_outputs if layers else {}))
         hard = self._hard(task, outputs, labels, inputs, divisor)
         if not soft:
             return Terms(torch.zeros_like(hard), hard, hard, outputs)
@@ -230,7 +225,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             )
         return full
 
-    def _own(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def own_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The student's part of the inputs: without columns that only a teacher takes."""
         names = heads.forward_names(self.student)
         others = set().union(*(heads.forward_names(t) for t in self.teachers)) - names
@@ -273,13 +268,13 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     # ---------------------------------------------------------------- the teachers
 
     @contextmanager
-    def _teaching(self, teacher: nn.Module) -> Iterator[None]:
+    def teaching(self, teacher: nn.Module) -> Iterator[None]:
         """In evaluation mode, without gradients, in the teacher's own dtype."""
         teacher.eval()
         with torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
             yield
 
-    def _teacher_inputs(self, teacher: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def teacher_inputs(self, teacher: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
         hidden = {"labels", "start_positions", "end_positions", "shift_labels"}
         known = {k: v for k, v in inputs.items() if k not in hidden}
         parameter = next(teacher.parameters())
@@ -293,8 +288,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     def _ask(self, teacher: nn.Module, inputs: Mapping[str, Any], layers: bool = False) -> Any:
         """What the teacher says to this batch."""
         extra = self.args.layer_outputs if layers else {}
-        with self._teaching(teacher):
-            return teacher(**self._teacher_inputs(teacher, inputs), **extra)
+        with self.teaching(teacher):
+            return teacher(**self.teacher_inputs(teacher, inputs), **extra)
 
     def _soft_target(self, task: heads.Task, taught: Sequence[Any]) -> dict[str, Tensor]:
         device = self.args.device
@@ -352,90 +347,6 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
                     f"teacher-mismatch: class {at} is {ours.names[at]!r} for the student and "
                     f"{theirs.names[at]!r} for its teacher"
                 )
-
-    # ---------------------------------------------------------------- without logits
-
-    def _can_chunk(self, model: nn.Module, inputs: Mapping[str, Any], task: heads.Task) -> bool:
-        """Whether the loss can be had from hidden states and heads; the reason goes to the log."""
-        wanted = self.args.distill_chunked
-        if wanted is False:
-            return False
-        reason = self._dense_reason(task)
-        head = heads.output_head(self.student)
-        if reason is None and head is not None and head.weight.shape[0] < CHUNKED_FROM:
-            reason = None if wanted else "the vocabulary is small"
-        if reason is None:
-            known = {k: v for k, v in self._own(inputs).items() if k != "labels"}
-            taught = self._teacher_inputs(self.teachers[0], inputs)
-            with self._teaching(self.teachers[0]):
-                sound = heads.rebuilds(self.teachers[0], taught)
-            with self.compute_loss_context_manager():
-                sound = sound and heads.rebuilds(self.student, known)
-            reason = None if sound else "logits rebuilt from the head differ from the model's own"
-        if reason is not None:
-            level = logging.WARNING if wanted else logging.INFO
-            logger.log(level, "distilling on dense logits: %s", reason)
-        return reason is None
-
-    def _dense_reason(self, task: heads.Task) -> str | None:
-        config = getattr(self.student, "config", None)
-        plain = [heads.output_head(m) for m in (self.student, *self.teachers)]
-        reasons = {
-            "the head is not over a vocabulary": task.kind != "classes" or not task.per_position,
-            "several teachers are averaged": len(self.teachers) > 1,
-            "logits are standardized": self.args.standardize_logits,
-            "layers are matched too": self.args.transfers,
-            "the loss function is the user's": self.compute_loss_func is not None,
-            "the model adds a router loss": bool(getattr(config, "output_router_logits", False)),
-            "a head is no plain linear layer": any(head is None for head in plain),
-            "parameters are sharded": self.is_fsdp_enabled or self.is_deepspeed_enabled,
-            "the model is compiled": bool(self.args.torch_compile),
-        }
-        return next((reason for reason, holds in reasons.items() if holds), None)
-
-    def _chunked_terms(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, Any],
-        task: heads.Task,
-        divisor: Tensor | int,
-    ) -> Terms:
-        labels = task.labels(inputs)
-        mask = task.mask(inputs)
-        assert mask is not None  # per_position
-        teacher = self.teachers[0]
-        own, other = heads.output_head(self.student), heads.output_head(teacher)
-        if own is None or other is None:
-            raise ValueError("the chunked loss needs plain linear heads")
-        with heads.head_input(own, 1) as states:
-            model(**{k: v for k, v in self._own(inputs).items() if k != "labels"})
-        with heads.head_input(other, 1) as targets, self._teaching(teacher):
-            teacher(**self._teacher_inputs(teacher, inputs))
-        # Where there are no labels, any valid index marks an attended position.
-        marks = torch.where(mask, 0, heads.IGNORED) if labels is None else labels
-        total, soft, hard = chunked_loss(
-            task.align(states[0], inputs),
-            own.weight,
-            task.align(targets[0], inputs),
-            other.weight,
-            marks,
-            objective=Objective(
-                kind=self.args.divergence,
-                temperature=self.args.distill_temperature,
-                beta=self.args.divergence_beta,
-                skew=self.args.divergence_skew,
-                soft=self.args.alpha,
-                hard=0.0 if labels is None else 1 - self.args.alpha,
-                smoothing=self.label_smoother.epsilon if self.label_smoother else 0.0,
-            ),
-            student_bias=own.bias,
-            teacher_bias=other.bias,
-            student_head=heads.declared_head(self.student),
-            teacher_head=heads.declared_head(teacher),
-            num_items=divisor,
-            vocabulary=self.args.distill_vocabulary,  # type: ignore[arg-type]
-        )
-        return Terms(soft, hard, total)
 
     # ---------------------------------------------------------------- the log
 

@@ -69,7 +69,8 @@ class Task:
         if self.kind != "classes":
             return None
         if labels is not None and labels.ndim > 1:
-            return torch.ne(labels, self.ignored)
+            supervised: Tensor = labels.ne(self.ignored)
+            return supervised
         if not self.per_position:
             return None
         attended = inputs.get("attention_mask")
@@ -90,7 +91,7 @@ class Task:
             starts = inputs.get("start_positions")
             if starts is None:
                 return torch.tensor(0)
-            return (starts < inputs["input_ids"].shape[-1]).sum()
+            return torch.sum(starts < inputs["input_ids"].shape[-1])
         if labels is None:
             return torch.tensor(0)
         if labels.is_floating_point():

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Kind = Literal["forward_kl", "reverse_kl", "jsd", "skewed_kl"]
+Vocabulary = Literal["error", "cut"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 # Inside a chunk, what is softened at once: on a CPU a few MiB, so that temporaries stay in cache.
@@ -190,3 +191,135 @@ def hard_rows(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor,
     if smoothing:
         gradient.sub_(smoothing / logits.shape[-1])
     return values, gradient.scatter_add_(-1, index, gradient.new_full(index.shape, smoothing - 1))
+
+
+class _DenseDivergence(torch.autograd.Function):
+    """The same arithmetic on logits that are there anyway."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, divisor: Tensor, objective: Objective
+    ) -> Tensor:
+        compute = divisor.dtype
+        values, gradient = soft_rows(
+            student.to(compute, copy=True), teacher.to(compute, copy=True), objective, bounded=True
+        )
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(gradient.div_(divisor).to(student.dtype))
+        return values.sum() / divisor
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer[0].to(gradient.dtype), None, None, None
+
+
+def divergence(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    mask: Tensor | None = None,
+    *,
+    kind: str = "forward_kl",
+    temperature: float = 1.0,
+    num_items: Tensor | float | None = None,
+    beta: float = 0.5,
+    skew: float = 0.1,
+    vocabulary: Vocabulary = "error",
+) -> Tensor:
+    """The divergence of student and teacher from their logits.
+
+    Args:
+        student_logits, teacher_logits: (..., classes); minus infinity rules a class out.
+        mask: (...), True where a row counts; default: everywhere.
+        num_items: divide the sum over rows by this; default: by the rows that count.
+
+    Returns:
+        A scalar in nats, times T^2; 0 with a live graph where no row counts. The gradient goes
+        to `student_logits` alone.
+
+    Raises:
+        ValueError: shapes that differ (classes too, unless ``vocabulary="cut"``).
+    """
+    objective = Objective(kind, temperature, beta=beta, skew=skew)
+    if student_logits.shape[:-1] != teacher_logits.shape[:-1]:
+        raise ValueError(
+            f"student and teacher logits must agree in all axes but the last; got "
+            f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
+        )
+    shared = shared_classes(student_logits.shape[-1], teacher_logits.shape[-1], vocabulary)
+    student = student_logits[..., :shared].reshape(-1, shared)
+    teacher = teacher_logits[..., :shared].detach().reshape(-1, shared).to(student.device)
+    if mask is not None:
+        rows = mask.reshape(-1).to(student.device).nonzero().squeeze(-1)
+        student, teacher = student[rows], teacher[rows]
+    compute = torch.promote_types(student.dtype, torch.float32)
+    items = max(student.shape[0], 1) if num_items is None else num_items
+    divisor = torch.as_tensor(items, device=student.device).to(compute)
+    value: Tensor = _DenseDivergence.apply(student, teacher, divisor, objective)  # type: ignore[no-untyped-call]
+    return value
+
+
+def bernoulli_divergence(
+    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None, **options: Any
+) -> Tensor:
+    """`divergence` of independent yes-or-no outputs (multi-label heads), mean over outputs.
+
+    Args:
+        student_logits, teacher_logits: (rows, outputs), as a sigmoid takes them.
+        mask: (rows,).
+        options: those of `divergence`; ``num_items`` counts rows.
+    """
+    outputs = student_logits.shape[-1]
+    if teacher_logits.shape[-1] != outputs:
+        shared_classes(outputs, teacher_logits.shape[-1], "error")
+    pairs = [
+        torch.stack([x, torch.zeros_like(x)], dim=-1) for x in (student_logits, teacher_logits)
+    ]
+    wide = None if mask is None else mask.unsqueeze(-1).expand(student_logits.shape)
+    if options.get("num_items") is not None:
+        options["num_items"] = options["num_items"] * outputs
+    return divergence(pairs[0], pairs[1], wide, **options)
+
+
+def standardized(logits: Tensor) -> Tensor:
+    """Each row's logits at mean 0 and standard deviation 1: the shape alone is distilled.
+
+    Source: Sun et al. 2024, logit standardization in knowledge distillation.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    centred = wide - wide.mean(-1, keepdim=True)
+    return centred / (centred.std(-1, keepdim=True, unbiased=False) + 1e-7)
+
+
+def mixture_logits(logits: list[Tensor], weights: list[float] | None = None) -> Tensor:
+    """Logits of the mean of several teachers' probabilities: (..., classes).
+
+    Probabilities are averaged, not logits, whose mean is another, sharper distribution.
+    `weights` are normalised to sum to 1.
+    """
+    if not logits:
+        raise ValueError("mixture_logits needs at least one teacher's logits")
+    if len(logits) == 1:
+        return logits[0]
+    shares = weights or [1.0] * len(logits)
+    if len(shares) != len(logits) or min(shares) < 0 or not sum(shares) > 0:
+        raise ValueError(f"{len(logits)} teachers need as many weights >= 0; got {shares}")
+    total = sum(shares)
+    terms = [
+        torch.log_softmax(x.float(), dim=-1) + math.log(share / total)
+        for x, share in zip(logits, shares, strict=True)
+        if share > 0
+    ]
+    return torch.logsumexp(torch.stack(terms), dim=0)
+
+
+def shared_classes(student: int, teacher: int, vocabulary: str) -> int:
+    """How many classes the two have in common; raises where they differ and may not be cut."""
+    if vocabulary not in get_args(Vocabulary):
+        raise ValueError(f"vocabulary must be 'error' or 'cut'; got {vocabulary!r}")
+    if student != teacher and vocabulary == "error":
+        raise ValueError(
+            f"the student has {student} classes and the teacher {teacher}. If the first "
+            f"{min(student, teacher)} mean the same (padded vocabularies), pass vocabulary='cut'"
+        )
+    return min(student, teacher)

@@ -1,25 +1,22 @@
 """Is the teacher one? What goes wrong between a teacher and its student, before step 1.
 
 Distilling needs a teacher that means the same by its outputs (label space, order, vocabulary),
-that stands still (evaluation mode, no gradients, not in the optimizer), and a loss in which both
-teacher and labels are heard. The second and third are seen from outside, by what the Trainer's
-own loss does: a Trainer subclass of one's own, with its teacher as an attribute, is checked in
-the same way as `DistillationTrainer`.
+and that stands still (evaluation mode, no gradients, not in the optimizer). The latter is seen
+from outside, by what the Trainer's own loss does: a Trainer subclass of one's own, with its
+teacher as an attribute, is checked in the same way as `DistillationTrainer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_recipe.core.check import Check, Measurement, Probe, Skip, private
 from hf_recipe.core.finding import Fault
-from hf_recipe.instruments.batches import Batch
 from hf_recipe.instruments.subject import Subject
 from hf_recipe.tune import distillation_heads as heads
 
@@ -154,10 +151,11 @@ NOISY = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 
 def watch_teachers(subject: Subject) -> Iterator[TeacherState]:
     """Compute the training loss of one batch and note how each teacher stands meanwhile."""
+    teachers = teachers_of(subject)
     batch = subject.batch(size=ROWS)
     held = subject.optimizer.param_groups if subject.optimizer is not None else []
     optimized = {id(p) for group in held for p in group["params"]}
-    for index, teacher in enumerate(teachers_of(subject)):
+    for index, teacher in enumerate(teachers):
         calls: list[tuple[int, bool]] = []
 
         def note(module: nn.Module, *_: Any, calls: list[tuple[int, bool]] = calls) -> None:
@@ -172,7 +170,7 @@ def watch_teachers(subject: Subject) -> Iterator[TeacherState]:
         handle = teacher.register_forward_pre_hook(note)
         try:
             subject.model.train()
-            loss = _loss(subject, batch.inputs)
+            loss = training_loss(subject, batch.inputs)
         finally:
             handle.remove()
         reached = 0
@@ -189,7 +187,8 @@ def watch_teachers(subject: Subject) -> Iterator[TeacherState]:
         )
 
 
-def _loss(subject: Subject, inputs: Mapping[str, Any]) -> Tensor:
+def training_loss(subject: Subject, inputs: Mapping[str, Any]) -> Tensor:
+    """The Trainer's training loss; raises Skip where teacher and student cannot be compared."""
     try:
         loss: Tensor = subject.compute_loss(inputs)
     except heads.SpacesDiffer as error:
@@ -224,147 +223,10 @@ def judge_state(state: TeacherState) -> Iterator[Fault]:
         )
 
 
-# ------------------------------------------------------------------ distillation-idle
-
-
-@dataclass(frozen=True)
-class TermWeights(Measurement):
-    """How far the gradient of one batch moves when what a term listens to is dealt anew.
-
-    Attributes:
-        soft: norm of the change when each row is given another row's teacher.
-        hard: norm of the change when the labels are dealt anew among the labelled items; None
-            where there are fewer than two different labels.
-        alpha: the weight of the teacher, as declared; None: not declared.
-        rows: rows of the batch.
-    """
-
-    soft: float
-    hard: float | None
-    alpha: float | None
-    rows: int
-
-
-def weigh_terms(subject: Subject) -> Iterator[TermWeights]:
-    """Deal teachers, then labels, anew and see how much the training gradient changes."""
-    teachers = teachers_of(subject)
-    batch = subject.batch(size=ROWS)
-    rows = len(batch)
-    if rows < 2:
-        raise Skip("a batch of one row has no other row's teacher to compare with")
-    subject.model.train()
-    parameters = _last_parameters(subject.model)
-    base = _gradient(subject, batch.inputs, parameters)
-    with _rolled(teachers, rows):
-        other = _gradient(subject, batch.inputs, parameters)
-    dealt = _dealt(batch)
-    hard = None
-    if dealt is not None:
-        hard = float((_gradient(subject, dealt, parameters) - base).norm())
-    yield TermWeights(
-        soft=float((other - base).norm()),
-        hard=hard,
-        alpha=vars(subject.args).get("alpha"),
-        rows=rows,
-    )
-
-
-def _last_parameters(
-    model: nn.Module, tensors: int = 4, largest: int = 2**22
-) -> list[nn.Parameter]:
-    """A few trainable tensors near the output, where each term's gradient arrives unweakened."""
-    trained = [p for p in model.parameters() if p.requires_grad and p.numel() <= largest]
-    if not trained:
-        raise Skip("the student has no trainable parameter of a size that can be compared")
-    return trained[-tensors:]
-
-
-def _gradient(subject: Subject, inputs: Mapping[str, Any], parameters: Sequence[Tensor]) -> Tensor:
-    torch.manual_seed(0)  # the same dropout each time; the guard puts the run's own state back
-    loss = _loss(subject, inputs)
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    flat = [
-        (torch.zeros_like(p) if g is None else g).float().flatten()
-        for p, g in zip(parameters, gradients, strict=True)
-    ]
-    return torch.cat(flat)
-
-
-@contextmanager
-def _rolled(teachers: Iterable[nn.Module], rows: int) -> Iterator[None]:
-    """Each teacher answers for the row before the one it is asked about."""
-
-    def roll(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        def one(value: Any) -> Any:
-            whole = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == rows
-            return value.roll(1, 0) if whole else value
-
-        return tuple(one(v) for v in arguments), {k: one(v) for k, v in named.items()}
-
-    handles = [t.register_forward_pre_hook(roll, with_kwargs=True) for t in teachers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _dealt(batch: Batch) -> dict[str, Any] | None:
-    """The batch with its labels dealt anew, at the same positions; None where that is no change."""
-    dealt, changed = dict(batch.inputs), False
-    for name in ("labels", "label", "label_ids", "start_positions", "end_positions"):
-        labels = dealt.get(name)
-        if not isinstance(labels, Tensor) or labels.numel() == 0:
-            continue
-        if labels.is_floating_point():
-            dealt[name] = labels.roll(1, 0)
-        else:
-            kept = labels != heads.IGNORED
-            dealt[name] = labels.masked_scatter(kept, labels[kept].roll(1))
-        changed |= not torch.equal(dealt[name], labels)
-    return dealt if changed else None
-
-
-def judge_weights(
-    weights: TermWeights,
-    *,
-    least: Annotated[
-        float, "judgement: a term of 2 % of the other's gradient is under a batch's own noise"
-    ] = 0.02,
-) -> Iterator[Fault]:
-    """A term whose share of the gradient is next to nothing."""
-    if weights.hard is None:
-        if not weights.soft > 0:
-            yield _idle("the teacher", weights, "warning")
-        return
-    if not weights.soft > least * weights.hard:
-        yield _idle("the teacher", weights, "warning")
-    elif not weights.hard > least * weights.soft:  # teaching without labels can be meant
-        yield _idle("the labels", weights, "note")
-
-
-def _idle(who: str, weights: TermWeights, severity: Any) -> Fault:
-    declared = "" if weights.alpha is None else f" (alpha={weights.alpha:g})"
-    return Fault(
-        f"{who} hardly moves the student{declared}: dealt anew over {weights.rows} rows, the "
-        f"teacher changes the gradient by {weights.soft:.3g} and the labels by "
-        + ("none" if weights.hard is None else f"{weights.hard:.3g}"),
-        subject=who,
-        severity=severity,
-        evidence={
-            "seen": f"{who} next to nothing",
-            "expected": "both terms heard",
-            "soft": weights.soft,
-            "hard": weights.hard,
-        },
-    )
-
-
 # ------------------------------------------------------------------ the catalogue's objects
 
 SPACES = Probe("compare teacher and student", "static", (TeacherSpace,), compare_spaces)
 STATES = Probe("watch the teacher", "probe", (TeacherState,), watch_teachers)
-WEIGHTS = Probe("weigh the loss's terms", "probe", (TermWeights,), weigh_terms)
 
 TEACHER_MISMATCH = Check(
     name="teacher-mismatch",
@@ -387,16 +249,4 @@ TEACHER_TRAINS = Check(
     source="Hinton et al. 2015",
     unsure="Mutual learning and online distillation train the teacher on purpose.",
     judges=(judge_state,),
-)
-DISTILLATION_IDLE = Check(
-    name="distillation-idle",
-    stage="tune",
-    severity="warning",
-    moments=("probe",),
-    why="A term of next to no weight teaches nothing: alpha, the T^2, or a mean over classes.",
-    fix="soft = F.kl_div(log_q, p, reduction='batchmean') * temperature**2",
-    source="Hinton et al. 2015, section 2: the T^2",
-    unsure="alpha = 1, teaching without labels, can be meant: a note. Teachers that hardly tell "
-    "rows apart, such as untrained ones, look idle.",
-    judges=(judge_weights,),
 )

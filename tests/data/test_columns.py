@@ -38,6 +38,7 @@ def test_judges_on_literal_numbers():
     y = {**x, "name": "y"}
     (fault,) = constant_input(columns({**x, "constant": True}, y))
     assert fault.subject == "x"
+    assert "1 of 2 input columns" in fault.message
     (fault,) = constant_input(columns({**x, "constant": True}))
     assert "all 100 rows" in fault.message
     assert not list(constant_input(columns({**x, "constant": True}, rows=2)))

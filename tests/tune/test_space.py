@@ -81,7 +81,9 @@ def test_probabilities():
 
 
 def test_nested_parameters():
-    space = {"optimizer": {"parameters": {"name": {"value": "adam"}, "lr": {"min": 0.0, "max": 1.0}}}}
+    space = {
+        "optimizer": {"parameters": {"name": {"value": "adam"}, "lr": {"min": 0.0, "max": 1.0}}}
+    }
     for trial in quasi_random(space, 5, 0):
         assert trial["optimizer"]["name"] == "adam"
         assert 0 <= trial["optimizer"]["lr"] < 1

@@ -11,7 +11,7 @@ from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.batches import rows_of_trainer
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.subject import Subject, trainer_loss
-from hf_recipe.tune import teacher_gain, teachers
+from hf_recipe.tune import teacher_gain, teacher_weight, teachers
 from hf_recipe.tune.distillation import DistillationTrainer
 from hf_recipe.tune.ensemble import Ensemble
 from hf_recipe.tune.teacher_gain import (
@@ -22,18 +22,17 @@ from hf_recipe.tune.teacher_gain import (
     judge_fidelity,
     judge_gain,
 )
+from hf_recipe.tune.teacher_weight import TermWeights, judge_weights
 from hf_recipe.tune.teachers import (
     TeacherSpace,
     TeacherState,
-    TermWeights,
     judge_space,
     judge_state,
-    judge_weights,
 )
 from tests.tune.heads_zoo import HEADS, Rows, bert, pair, zoo
 from tests.tune.test_distillation import arguments
 
-PROBES = (teachers.SPACES, teachers.STATES, teachers.WEIGHTS, teacher_gain.GAIN)
+PROBES = (teachers.SPACES, teachers.STATES, teacher_weight.WEIGHTS, teacher_gain.GAIN)
 OURS = ("teacher-mismatch", "teacher-trains", "distillation-idle", "teacher-no-better")
 
 

@@ -1,0 +1,126 @@
+"""Which labels do the data, or the run's own margins, contradict?
+
+Two scores that anyone may use on own numbers. `confident_learning` needs out-of-sample
+probabilities (cross-validated). `margin_scores` needs none: the margin of each row's label,
+recorded while training, before memorisation sets in.
+
+Rank and look at the top; never delete by the score alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+CHUNK = 65_536
+FEWEST = 20  # rows of a class whose median is known well enough to centre by
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+def confident_learning(probabilities: Any, labels: Any) -> Integers:
+    """Rows whose label another class confidently contradicts, worst first.
+
+    A class's threshold is its mean probability among the rows that carry it. A row is a suspect
+    when, among the classes at or above their own threshold, the likeliest is not its label, and
+    its label is not the likeliest of all (Northcutt et al. 2021, arXiv:1911.00068).
+
+    Args:
+        probabilities: (rows, classes), out of sample; rows that hold NaN are left out.
+        labels: (rows,) class numbers; those outside 0..classes - 1 (such as -100) are left out.
+
+    Returns:
+        Row indices, by the label's probability minus that of the likeliest other class.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    p, y = np.asarray(probabilities), np.asarray(labels).astype(np.int64)
+    if p.ndim != 2 or y.shape != (len(p),):
+        raise ValueError(
+            f"expected probabilities (rows, classes) and labels (rows,); got {p.shape}, {y.shape}"
+        )
+    rows, classes = p.shape
+    usable = (y >= 0) & (y < classes)
+    own = np.full(rows, np.nan)
+    own[usable] = p[usable, y[usable]]
+    usable &= ~np.isnan(p).any(axis=1)
+    counts = np.bincount(y[usable], minlength=classes)
+    sums = np.bincount(y[usable], weights=own[usable], minlength=classes)
+    # a class that no row carries has no threshold: nothing is confidently in it
+    thresholds = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
+    flagged, margins = [], []
+    for start in range(0, rows, CHUNK):
+        part, label = p[start : start + CHUNK], y[start : start + CHUNK]
+        good = np.flatnonzero(usable[start : start + CHUNK])
+        part, label = part[good], label[good]
+        confident = np.where(part >= thresholds - 1e-12, part, -np.inf)
+        if not len(part):
+            continue
+        guess = confident.argmax(axis=1)
+        there = np.isfinite(confident[np.arange(len(part)), guess])
+        found = np.flatnonzero(there & (guess != label) & (part.argmax(axis=1) != label))
+        others = part[found].astype(np.float64)
+        others[np.arange(len(found)), label[found]] = -np.inf
+        margins.append(own[start + good[found]] - others.max(axis=1, initial=-np.inf))
+        flagged.append(start + good[found])
+    if not flagged:
+        return np.zeros(0, dtype=np.int64)
+    suspects, margin = np.concatenate(flagged), np.concatenate(margins)
+    return suspects[np.argsort(margin, kind="stable")].astype(np.int64)
+
+
+def margin_scores(margins: Any, labels: Any = None) -> Floats:
+    """How suspect each row's label is, from its margins while training: high is suspect.
+
+    The mean margin over the first half of the epochs, negated (area under the margin, Pleiss et
+    al. 2020, arXiv:2001.10528; the first half because memorisation comes later).
+
+    Args:
+        margins: (epochs, rows): logit of the row's label minus the largest other logit, when the
+            row was trained on in that epoch; NaN where it was not seen.
+        labels: (rows,) class numbers; with them, margins are compared within a class, so that a
+            rare or hard class is not suspect as a whole.
+
+    Returns:
+        (rows,) scores; NaN for a row that was never seen.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    m = np.asarray(margins, dtype=np.float64)
+    if m.ndim != 2:
+        raise ValueError(f"expected margins (epochs, rows); got {m.shape}")
+    half = m[: max(1, -(-len(m) // 2))]
+    seen = ~np.isnan(half)
+    half_scores = _mean(half, seen)
+    late = np.isnan(half_scores)
+    if late.any():  # seen in the second half alone
+        half_scores[late] = _mean(m[:, late], ~np.isnan(m[:, late]))
+    scores = -half_scores
+    if labels is not None:
+        y = np.asarray(labels)
+        if y.shape != scores.shape:
+            raise ValueError(f"expected labels ({len(scores)},); got {y.shape}")
+        scores = _within_class(scores, y)
+    return scores
+
+
+def _mean(values: Floats, seen: npt.NDArray[np.bool_]) -> Floats:
+    counts = seen.sum(axis=0)
+    sums = np.where(seen, values, 0.0).sum(axis=0)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _within_class(scores: Floats, labels: npt.NDArray[Any]) -> Floats:
+    """Scores minus their class's median, plus the median of all."""
+    centred = scores.copy()
+    everything = np.nanmedian(scores) if np.isfinite(scores).any() else 0.0
+    for label in np.unique(labels):
+        inside = (labels == label) & np.isfinite(scores)
+        if inside.sum() >= FEWEST:
+            centred[inside] += everything - np.median(scores[inside])
+    return centred

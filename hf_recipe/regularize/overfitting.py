@@ -1,0 +1,204 @@
+"""Overfitting: validation turns while training falls.
+
+The recipe: first overfit, then "give up some training loss to improve the validation loss". So it
+matters when validation turned, by how much, and on what. The turn is judged on the metric that
+the run declares (a loss may rise, from overconfidence, while accuracy still improves), against
+the paired standard error of the rows where their losses are known, and only while the training
+loss keeps falling: a model that has interpolated its training set and generalises is silent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from hf_recipe.core.check import Check, Measurement, Monitor, Probe, State
+from hf_recipe.core.finding import Fault
+from hf_recipe.instruments.window import Evaluation, Window
+
+ORDER = (
+    "in the recipe's order: more data, augmentation, pretrained weights, fewer input dimensions, "
+    "a smaller model, a smaller batch, dropout, weight decay, early stopping"
+)
+
+
+@dataclass(frozen=True)
+class DeclaredMetric(Measurement):
+    """The metric by which this run chooses: its name in the logs, and whether more is better."""
+
+    name: str
+    greater_is_better: bool
+
+
+@dataclass(frozen=True)
+class Turn(Measurement):
+    """How far an evaluation set lies behind its best, and what training did meanwhile.
+
+    Attributes:
+        metric, greater_is_better: what is compared.
+        best_step, step: optimizer steps done at the best evaluation, and at the latest one.
+        best, latest: the metric's value there; ``latest`` is the median of the last three.
+        worse: how much worse ``latest`` is, in the metric's unit; positive is worse.
+        standard_error: of that difference: paired over rows where the metric is the loss and the
+            rows' losses are known, otherwise from the metric's own scatter around its trend.
+        since: evaluations after the best one.
+        train_before, train_after: mean training loss around the best evaluation, and now.
+        train_error: standard error of their difference.
+    """
+
+    metric: str
+    greater_is_better: bool
+    best_step: int
+    step: int
+    best: float
+    latest: float
+    worse: float
+    standard_error: float
+    since: int
+    train_before: float
+    train_after: float
+    train_error: float
+
+
+def take(subject: Any) -> Iterator[DeclaredMetric]:
+    """Read the declared metric off the arguments; without one, it is the evaluation loss."""
+    args = subject.args
+    name = args.metric_for_best_model or "loss"
+    greater = bool(args.greater_is_better) if args.metric_for_best_model else False
+    yield DeclaredMetric(name if name.startswith("eval_") else f"eval_{name}", greater)
+
+
+def _mean(values: list[float]) -> tuple[float, float]:
+    """Mean and its variance, of the finite values."""
+    finite = [v for v in values if math.isfinite(v)]
+    if len(finite) < 2:
+        return (finite[0] if finite else math.nan), math.nan
+    mean = sum(finite) / len(finite)
+    return mean, sum((v - mean) ** 2 for v in finite) / (len(finite) - 1) / len(finite)
+
+
+def fold(
+    state: State, window: Window, seen: Mapping[str, Measurement]
+) -> tuple[State, Turn | None]:
+    """Keep the best evaluation of each split, with its rows and the training loss around it."""
+    state = dict(state) or {"train": [], "splits": {}}
+    state["train"] = [*state["train"], *(s.loss for s in window.steps)][-100:]
+    if window.evaluation is None:
+        return state, None
+    declared = seen.get(DeclaredMetric.kind())
+    if not isinstance(declared, DeclaredMetric):
+        declared = DeclaredMetric("eval_loss", False)
+    value = _value(window.evaluation, declared.name)
+    if value is None or not math.isfinite(value):
+        return state, None
+    evaluation = window.evaluation
+    signed = -value if declared.greater_is_better else value
+    split = dict(state["splits"].get(evaluation.split) or {"values": [], "since": 0, "best": None})
+    split["values"] = [*split["values"], signed][-200:]
+    around = [v for v in state["train"] if math.isfinite(v)][-20:]
+    rows = list(evaluation.row_losses) if declared.name.endswith("loss") else []
+    best = split["best"]
+    state["splits"] = {**state["splits"], evaluation.split: split}
+    if best is None or signed < best["signed"]:
+        split["best"] = {"signed": signed, "step": evaluation.step, "rows": rows, "train": around}
+        split["since"] = 0
+        return state, None
+    split["since"] += 1
+    if split["since"] < 3:
+        return state, None
+    latest = sorted(split["values"][-3:])[1]
+    before, after = _mean(best["train"]), _mean(around)
+    sign = -1.0 if declared.greater_is_better else 1.0
+    return state, Turn(
+        metric=declared.name,
+        greater_is_better=declared.greater_is_better,
+        best_step=int(best["step"]),
+        step=evaluation.step,
+        best=sign * best["signed"],
+        latest=sign * latest,
+        worse=latest - best["signed"],
+        standard_error=_error(split["values"], best["rows"], rows),
+        since=split["since"],
+        train_before=before[0],
+        train_after=after[0],
+        train_error=math.sqrt(before[1] + after[1]),
+    )
+
+
+def _value(evaluation: Evaluation, name: str) -> float | None:
+    """The metric's value: under its own name, or with the evaluation set's name in it."""
+    bare = name.removeprefix("eval_")
+    for key in (f"eval_{evaluation.split}_{bare}", name):
+        if key in evaluation.metrics:
+            return float(evaluation.metrics[key])
+    return None
+
+
+def _error(values: list[float], best: list[float], rows: list[float]) -> float:
+    """Standard error of latest - best: scatter between evaluations, and the rows where known.
+
+    The scatter is that of the values around the line through their neighbours; both come
+    together, since more rows do not still a training that jumps from evaluation to evaluation.
+    """
+    bends = [
+        (a - 2 * b + c) ** 2 / 6
+        for a, b, c in zip(values[:-2], values[1:-1], values[2:], strict=True)
+    ][-20:]
+    scatter = sorted(bends)[len(bends) // 2] / 0.455 if bends else 0.0  # median of a chi-square
+    paired = 0.0
+    if len(rows) == len(best) and rows:
+        paired = _mean([a - b for a, b in zip(rows, best, strict=True)])[1]
+        paired = paired if math.isfinite(paired) else 0.0
+    return math.sqrt(scatter + paired)
+
+
+def overfitting(
+    turn: Turn,
+    *,
+    z: Annotated[
+        float, "standard errors: the best of 30 evaluations alone lies 2 under the course"
+    ] = 5,
+    relative: Annotated[
+        float, "2 % of the best value: a smaller turn costs less than it says"
+    ] = 0.02,
+) -> Iterator[Fault]:
+    """Validation is worse than it was, beyond noise, and training is better."""
+    if not turn.worse > max(z * turn.standard_error, relative * abs(turn.best)):
+        return
+    if not turn.train_before - turn.train_after > 2 * turn.train_error:
+        return
+    yield Fault(
+        message=f"{turn.metric} was best at step {turn.best_step:,} ({turn.best:.4g}) and is "
+        f"{turn.worse:.2g} +- {turn.standard_error:.1g} worse at step {turn.step:,}, while the "
+        f"training loss fell from {turn.train_before:.3g} to {turn.train_after:.3g}; {ORDER}",
+        subject=turn.metric,
+        evidence={
+            "seen": f"{turn.latest:.4g} after {turn.best:.4g} at step {turn.best_step:,}",
+            "expected": f"within {z:g} standard errors of its best while training falls",
+            "best_step": turn.best_step,
+            "worse": turn.worse,
+            "standard_error": turn.standard_error,
+            "train_before": turn.train_before,
+            "train_after": turn.train_after,
+        },
+    )
+
+
+OVERFITTING = Check(
+    name="overfitting",
+    stage="regularize",
+    severity="warning",
+    moments=("eval",),
+    why="From the turn on, training only learns what does not carry over; the weights of the "
+    "turn are the best of this run.",
+    fix="load_best_model_at_end=True; then add data or augmentation before dropout or decay",
+    source="Karpathy, A Recipe for Training Neural Networks (2019); Prechelt (1998)",
+    judges=(overfitting,),
+    unsure="Double descent and grokking: validation may come back much later.",
+)
+PROBE = Probe(
+    name="read the declared metric", moment="static", measures=(DeclaredMetric,), take=take
+)
+MONITOR = Monitor(name="watch validation turn", moment="eval", measures=(Turn,), fold=fold)

@@ -1,0 +1,101 @@
+"""Faulty and fixed runs: how the learning rate falls, and how a run stops and chooses."""
+
+import pytest
+import torch
+from transformers import EarlyStoppingCallback, Trainer
+
+from tests.gallery.harness import Case, assert_found, assert_silent
+from tests.models import arguments, bert, words
+
+
+def classifier(folder, *, callbacks=(), optimizers=(None, None), model=None, rows=64, **args):
+    return Trainer(
+        model=model if model is not None else bert(),
+        args=arguments(folder, **{"max_steps": 20, **args}),
+        train_dataset=words(rows),
+        eval_dataset=words(48, seed=2),
+        callbacks=list(callbacks),
+        optimizers=optimizers,
+    )
+
+
+def warm_up(folder, faulty):
+    return classifier(folder, warmup_steps=500 if faulty else 4)
+
+
+def stepped(milestone):
+    def build(folder, faulty):
+        model = bert()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        at = [milestone if faulty else 12]
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, at)
+        return classifier(folder, model=model, optimizers=(optimizer, schedule))
+
+    return build
+
+
+def horizon(folder, faulty):
+    model = bert()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    end = 5 if faulty else 20
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, end)
+    return classifier(folder, model=model, optimizers=(optimizer, schedule))
+
+
+def hurried(folder, faulty):
+    """A callback of the user's that steps the scheduler too, three times more per update."""
+    from transformers import TrainerCallback
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, args, state, control, lr_scheduler=None, **kwargs):
+            for _ in range(3 if faulty else 0):
+                lr_scheduler.step()
+
+    return classifier(folder, callbacks=[Steps()], max_steps=40)
+
+
+def metric(folder, faulty):
+    return classifier(
+        folder,
+        callbacks=[EarlyStoppingCallback(3)],
+        eval_strategy="steps",
+        eval_steps=5,
+        save_strategy="steps",
+        save_steps=5,
+        load_best_model_at_end=True,
+        metric_for_best_model="f1" if faulty else "loss",
+    )
+
+
+def memorised(folder, faulty):
+    """Labels that nothing predicts: learnt by heart from 16 rows, or not learnt at a low rate."""
+    return classifier(
+        folder,
+        rows=16,
+        max_steps=80,
+        learning_rate=5e-3 if faulty else 1e-5,
+        eval_strategy="steps",
+        eval_steps=8,
+    )
+
+
+LOW_RATE = {"loss-not-decreasing", "input-ignored"}  # what the slow twin may rightly be told
+
+CASES = [
+    Case("warmup-too-long", warm_up, "warning", train=False),
+    Case("schedule-never-decays", stepped(10_000), "warning", train=False),
+    Case("schedule-decays-early", horizon, "warning", train=False),
+    Case("schedule-decays-early", hurried, "error", name="scheduler stepped four times"),
+    Case("early-stop-miswired", metric, "error", train=False),
+    Case("overfitting", memorised, "warning", also={"input-ignored"}, healthy_also=LOW_RATE),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_faulty_run_is_named(case, tmp_path):
+    assert_found(case, tmp_path)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_fixed_twin_is_silent(case, tmp_path):
+    assert_silent(case, tmp_path)

@@ -1,0 +1,93 @@
+"""Overfitting: literal turns, folded windows, and the healthy runs that only look like it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hf_recipe.instruments.window import Evaluation, Step, Window
+from hf_recipe.regularize.overfitting import DeclaredMetric, Turn, fold, overfitting
+
+TURN = Turn("eval_loss", False, 100, 200, 0.50, 0.60, 0.10, 0.01, 5, 0.40, 0.20, 0.01)
+
+
+def test_literal_numbers():
+    (fault,) = overfitting(TURN)
+    assert "step 100" in fault.message
+    assert "0.1 +- 0.01 worse at step 200" in fault.message
+    assert "more data, augmentation" in fault.message
+    for healthy in (
+        replace(TURN, worse=0.03),  # within the noise
+        replace(TURN, worse=0.008, standard_error=0.0001),  # too small to matter
+        replace(TURN, train_after=0.39),  # training does not fall
+        replace(TURN, worse=float("nan")),
+        replace(TURN, standard_error=float("nan")),
+    ):
+        assert not list(overfitting(healthy)), healthy
+
+
+def run(train, losses, rows=None, metrics=None, declared=None, every=10):
+    """Fold a run; the turns that were faults."""
+    state, found = {}, []
+    seen = {} if declared is None else {"DeclaredMetric": declared}
+    for i, loss in enumerate(losses):
+        steps = tuple(Step(i * every + j + 1, train[i * every + j], 1e-3) for j in range(every))
+        state, _ = fold(state, Window(steps=steps), seen)
+        evaluation = Evaluation(
+            step=(i + 1) * every,
+            split="validation",
+            row_losses=tuple(rows[i]) if rows is not None else (),
+            metrics={"eval_loss": loss, **({} if metrics is None else metrics[i])},
+        )
+        state, turn = fold(state, Window(evaluation=evaluation), seen)
+        state = json.loads(json.dumps(state))
+        found += [f for f in (overfitting(turn) if turn is not None else ())]
+    return found
+
+
+def courses(seed, turn, evaluations=30, noise=0.01):
+    rng = np.random.default_rng(seed)
+    train = 1.5 * np.exp(-np.arange(evaluations * 10) / 60) + rng.normal(0, 0.02, evaluations * 10)
+    i = np.arange(evaluations)
+    course = 0.6 + 0.5 * np.exp(-i / 3) + np.where(i > turn, 0.03 * (i - turn), 0)
+    return train.tolist(), (course + rng.normal(0, noise, evaluations)).tolist()
+
+
+def test_a_turn_is_found_and_a_plateau_is_not():
+    hits = sum(bool(run(*courses(seed, 8))) for seed in range(30))
+    alarms = sum(bool(run(*courses(seed, 99))) for seed in range(100))
+    print(f"overfitting: {hits} of 30 turns, {alarms} of 100 plateaus")
+    assert hits == 30
+    assert alarms <= 1
+
+
+def test_rows_give_a_paired_error():
+    rng = np.random.default_rng(0)
+    train, losses = courses(0, 8, noise=0)
+    hard = rng.exponential(1, 200)
+    rows = [(hard + loss + rng.normal(0, 0.02, 200)).tolist() for loss in losses]
+    assert run(train, [float(np.mean(r)) for r in rows], rows=rows)
+
+
+def test_a_rising_loss_with_a_rising_declared_accuracy_is_silent():
+    train, losses = courses(0, 8)
+    metrics = [{"eval_accuracy": 0.5 + 0.01 * i} for i in range(len(losses))]
+    accuracy = DeclaredMetric("eval_accuracy", True)
+    assert run(train, losses)
+    assert not run(train, losses, metrics=metrics, declared=accuracy)
+    falling = [{"eval_accuracy": 0.9 - 0.02 * max(0, i - 8)} for i in range(len(losses))]
+    assert run(train, losses, metrics=falling, declared=accuracy)
+
+
+def test_interpolation_that_generalises_is_silent():
+    train = (0.5 * np.exp(-np.arange(300) / 20)).tolist()
+    assert not run(train, (0.3 + 0.2 * np.exp(-np.arange(30) / 4)).tolist())
+
+
+@pytest.mark.parametrize("value", [float("nan"), None])
+def test_a_metric_that_is_absent_or_not_finite_is_silent(value):
+    train, losses = courses(0, 8)
+    declared = DeclaredMetric("eval_f1", True)
+    metrics = [{} if value is None else {"eval_f1": value} for _ in losses]
+    assert not run(train, losses, metrics=metrics, declared=declared)
