@@ -18,13 +18,6 @@ from hf_recipe.core.finding import Fault, Finding
 from hf_recipe.core.report import Report
 
 MODULES: tuple[str, ...] = (
-    "hf_recipe.data.columns",
-    "hf_recipe.data.duplicates",
-    "hf_recipe.data.label_head",
-    "hf_recipe.data.labels",
-    "hf_recipe.data.masks",
-    "hf_recipe.data.splits",
-    "hf_recipe.data.tokens",
     "hf_recipe.baselines.accumulation",
     "hf_recipe.baselines.dependency",
     "hf_recipe.baselines.hockey_stick",
@@ -40,6 +33,13 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.complexify.loss_course",
     "hf_recipe.complexify.nonfinite_origin",
     "hf_recipe.complexify.schedule",
+    "hf_recipe.data.columns",
+    "hf_recipe.data.duplicates",
+    "hf_recipe.data.label_head",
+    "hf_recipe.data.labels",
+    "hf_recipe.data.masks",
+    "hf_recipe.data.splits",
+    "hf_recipe.data.tokens",
     "hf_recipe.regularize.overfitting",
     "hf_recipe.regularize.stop_wiring",
     "hf_recipe.tune.teacher_gain",
