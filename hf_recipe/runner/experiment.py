@@ -31,7 +31,7 @@ from hf_recipe.instruments.compare import Outcome, Variant, remembered
 from hf_recipe.instruments.distributed import rank, world_size
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.feed import Feed
-from hf_recipe.runner.ledger import Ledger, command_line, git_state, tracked
+from hf_recipe.runner.ledger import SEEN_BEFORE, Ledger, command_line, git_state, tracked
 from hf_recipe.runner.models import build, given_config
 from hf_recipe.runner.options import Options, split_list
 from hf_recipe.runner.show import Show
@@ -147,7 +147,9 @@ class Lab:
         outcome = self._train(variant)
         if self.leads:
             self._take_in(variant)
-            number = self.ledger.record(self.stage, variant, outcome, note=self._note(outcome))
+            number = self.ledger.record(
+                self.stage, variant, outcome, note=self._note(variant, outcome)
+            )
             self.show.experiment(number, variant, outcome, self.metric_name, known=known)
         return outcome
 
@@ -334,8 +336,10 @@ class Lab:
             if settings.selects(name, entry["stage"]) and stage in (None, entry["stage"])
         }
 
-    def _note(self, outcome: Outcome) -> str:
+    def _note(self, variant: Variant, outcome: Outcome) -> str:
         facts = outcome.facts
+        if "validation" in variant.settings["part"]:
+            return SEEN_BEFORE
         if not np.isfinite(outcome.loss):
             return "diverged"
         stopped = facts["steps"] < facts["planned"]
