@@ -104,10 +104,12 @@ def _race(journey: Journey) -> None:
 def _decay(journey: Journey) -> list[Outcome]:
     """Decays over exactly this run's steps; the better one on validation is kept."""
     candidates: list[tuple[float, str, Setup]] = []
-    for schedule in ("linear", "cosine"):
-        setup = journey.setup.change(schedule=schedule)
-        outcome = journey.lab.run(f"decay {schedule}", setup)
-        candidates.append((outcome.loss, schedule, setup))
+    # a constant rate is punished for its noise, which decay takes away: try twice the winner too
+    for schedule, factor in (("linear", 1), ("linear", 2), ("cosine", 2)):
+        rate = factor * journey.setup.learning_rate
+        setup = journey.setup.change(schedule=schedule, learning_rate=rate)
+        what = f"{schedule} from {rate:.1e}"
+        candidates.append((journey.lab.run(f"decay {what}", setup).loss, what, setup))
     finite = [c for c in candidates if math.isfinite(c[0])] or candidates[:1]
-    _, schedule, journey.setup = min(finite, key=lambda c: c[0])
-    return journey.outcomes(f"decay {schedule}", journey.setup)
+    _, what, journey.setup = min(finite, key=lambda c: c[0])
+    return journey.outcomes(f"decay {what}", journey.setup)

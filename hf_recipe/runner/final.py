@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from transformers import Trainer
+from transformers.trainer_utils import IntervalStrategy
 
 from hf_recipe.core.exhibit import Answer, Table
 from hf_recipe.core.report import write_atomically
@@ -65,6 +66,7 @@ def _results(lab: Lab, variants: dict[str, Variant]) -> dict[str, dict[str, Any]
 def _read(lab: Lab, variant: Variant) -> dict[str, Any]:
     args = lab.arguments(Setup(**variant.settings), variant)
     args.report_to, args.dataloader_drop_last = [], False
+    args.eval_strategy = IntervalStrategy.NO
     model = load_saved(lab.model_path(variant))
     trainer = Trainer(
         model=model,
