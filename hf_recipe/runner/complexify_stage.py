@@ -7,9 +7,10 @@ import math
 from hf_recipe.core.exhibit import Answer, Curve, Ladder, Line, Rung
 from hf_recipe.core.report import Gate
 from hf_recipe.instruments.compare import Outcome
-from hf_recipe.runner.experiment import Setup, curves
+from hf_recipe.runner.experiment import Setup
 from hf_recipe.runner.gates import complexify_gate
 from hf_recipe.runner.journey import Journey, mean, train_loss, validation_loss
+from hf_recipe.runner.pieces import curves
 
 FACTORS = (0.2, 0.5, 1.0, 2.0, 4.0)
 RACE_SHARE = 0.4  # of the epochs: enough to rank rates, not to finish

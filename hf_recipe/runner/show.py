@@ -76,7 +76,7 @@ class Show:
         if not (self.leads and self.console.is_terminal):
             yield None
             return
-        from hf_recipe.runner.experiment import Progress as Teller
+        from hf_recipe.runner.pieces import Progress as Teller
 
         columns = (TextColumn("       {task.description}"), BarColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self.console, transient=True) as progress:
