@@ -170,16 +170,18 @@ def overfitting(
     noise = max(z * turn.scatter, z_rows * turn.paired_error)
     if not (noise >= 0 and turn.worse > max(noise, relative * abs(turn.best))):
         return
+    allowed = max(noise, relative * abs(turn.best))
     if not turn.train_before - turn.train_after > 2 * turn.train_error:
         return
+    error = max(turn.scatter, turn.paired_error)
     yield Fault(
         message=f"{turn.metric} was best at step {turn.best_step:,} ({turn.best:.4g}) and is "
-        f"{turn.worse:.2g} +- {max(turn.scatter, turn.paired_error):.1g} worse at step {turn.step:,}, while the "
-        f"training loss fell from {turn.train_before:.3g} to {turn.train_after:.3g}; {ORDER}",
+        f"{turn.worse:.2g} +- {error:.1g} worse at step {turn.step:,}, while "
+        f"the training loss fell from {turn.train_before:.3g} to {turn.train_after:.3g}; {ORDER}",
         subject=turn.metric,
         evidence={
             "seen": f"{turn.latest:.4g} after {turn.best:.4g} at step {turn.best_step:,}",
-            "expected": f"less than {max(noise, relative * abs(turn.best)):.2g} worse than its best",
+            "expected": f"less than {allowed:.2g} worse than its best",
             "best_step": turn.best_step,
             "worse": turn.worse,
             "scatter": turn.scatter,
