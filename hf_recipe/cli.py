@@ -102,13 +102,16 @@ def explanation(name: str, entry: dict[str, Any]) -> str:
     fields += [("accounts for", ", ".join(entry.get("explains", ())))]
     for label, text in fields:
         if text:
-            body = textwrap.wrap(text, 82, subsequent_indent=" " * 16)
-            lines.append(f"{label:<16}" + "\n".join(body))
+            lines += _hanging(label, text)
     for threshold, told in entry.get("thresholds", {}).items():
         default, why = told.get("default"), told.get("provenance", "")
-        lines.append(f"{'threshold':<16}{threshold} = {default}" + (f"   ({why})" if why else ""))
+        lines += _hanging("threshold", f"{threshold} = {default}" + (f"   ({why})" if why else ""))
     lines += ["", f"{'silence':<16}hf_recipe.attach(trainer, ignore=[{name!r}])"]
     return "\n".join(lines)
+
+
+def _hanging(label: str, text: str) -> list[str]:
+    return textwrap.wrap(text, 100, initial_indent=f"{label:<16}", subsequent_indent=" " * 16)
 
 
 def _env(options: Any) -> int:
@@ -145,7 +148,7 @@ def _read_report(path: str) -> Any:
         return Report.from_json(path)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is not a report: {str(error).splitlines()[0]}") from None
 
 

@@ -21,9 +21,10 @@ from hf_recipe.instruments.distributed import from_rank_0, rank
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.subject import Subject
 from hf_recipe.runner.data import Data
-from hf_recipe.runner.experiment import Lab, curves
+from hf_recipe.runner.experiment import Lab
 from hf_recipe.runner.gates import baselines_gate
 from hf_recipe.runner.journey import Journey
+from hf_recipe.runner.pieces import curves
 from hf_recipe.trainer.preflight import subject_of_trainer
 
 SIMPLEST_RATE = 1e-2  # a linear model bears, and needs, more than a transformer

@@ -88,9 +88,9 @@ def complexify_gate(
         return gate_of("complexify", [("fail", f"{text}; the loss is not finite")])
     if gap > OVERFITS_AT * error:
         return gate_of("complexify", [("pass", f"{text}; it overfits")])
-    if gap > 0:
-        return gate_of("complexify", [("warn", f"{text}; within two standard errors")])
     advice = "it does not overfit: a larger model, or longer training"
+    if gap >= -OVERFITS_AT * error:
+        return gate_of("complexify", [("warn", f"{text}; within two standard errors: {advice}")])
     return gate_of("complexify", [("fail", f"{text}; {advice}")])
 
 
