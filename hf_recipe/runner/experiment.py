@@ -23,10 +23,10 @@ from transformers import Trainer, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
 from hf_recipe import __version__
-from hf_recipe.catalogue import stored_checks
 from hf_recipe.core.config import Settings
 from hf_recipe.core.finding import STAGES, Stage
 from hf_recipe.core.report import Report
+from hf_recipe.explanation import stored_checks
 from hf_recipe.instruments.compare import Outcome, Variant, remembered
 from hf_recipe.instruments.distributed import rank, world_size
 from hf_recipe.runner.data import Data
