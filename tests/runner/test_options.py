@@ -56,3 +56,10 @@ def test_stages_come_in_the_recipes_order():
 def test_a_target_is_read():
     options = parse(["--use_cpu", "--target_metric", "accuracy=0.98"])
     assert options.target == ("accuracy", 0.98)
+
+
+def test_help_is_printed(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(["--help"])
+    assert ended.value.code == 0
+    assert "--train_file" in capsys.readouterr().out
