@@ -7,6 +7,7 @@ may tie two of them, call one twice (encoder and decoder) or be no HF model at a
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from hf_recipe.core.check import Skip
 from hf_recipe.instruments.batches import Batch
+from hf_recipe.instruments.heads import bare
 from hf_recipe.instruments.row_losses import logits_of
 from hf_recipe.instruments.subject import Subject
 
@@ -49,7 +51,7 @@ class Trace:
         batch: the rows.
         loss: as the Trainer computes it.
         outputs: what the model returned; None where it was not called exactly once.
-        received: the keyword arguments that reached the model.
+        received: the arguments that reached the model, by name.
         leaves: what can be differentiated for, in the order of their use.
     """
 
@@ -97,6 +99,18 @@ class Trace:
             scalar, [leaf.tensor for leaf in self.leaves], retain_graph=True, allow_unused=True
         )
         return [None if g is None else g.detach().float().abs() for g in found]
+
+    def along(self, leaf: Leaf, scalar: torch.Tensor) -> torch.Tensor:
+        """The largest gradient of `scalar` on each token of `leaf`: (rows, positions).
+
+        Raises:
+            Skip: `scalar` does not depend on them at all.
+        """
+        index = next(i for i, other in enumerate(self.leaves) if other is leaf)
+        gradient = self.gradients(scalar)[index]
+        if gradient is None:
+            raise Skip("the outputs do not depend on the embedded tokens")
+        return gradient.amax(-1)
 
 
 class _Reading(TorchFunctionMode):
@@ -194,7 +208,8 @@ def trace(
     received: list[dict[str, Any]] = []
     hooks = [
         model.register_forward_pre_hook(
-            lambda module, args, kwargs: received.append(kwargs), with_kwargs=True
+            lambda module, args, kwargs: received.append({**_named(model, args), **kwargs}),
+            with_kwargs=True,
         ),
         model.register_forward_hook(lambda module, args, output: returned.append(output)),
     ]
@@ -213,6 +228,11 @@ def trace(
         received[0] if once else {},
         leaves + reading.leaves,
     )
+
+
+def _named(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
+    names = inspect.signature(bare(model).forward).parameters
+    return dict(zip(names, args, strict=False))
 
 
 def _differentiable(name: str, value: Any, batch: Batch) -> bool:
