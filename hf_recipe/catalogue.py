@@ -27,6 +27,7 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.data.tokens",
     "hf_recipe.baselines.accumulation",
     "hf_recipe.baselines.dependency",
+    "hf_recipe.baselines.gradient_reach",
     "hf_recipe.baselines.hockey_stick",
     "hf_recipe.baselines.initial_loss",
     "hf_recipe.baselines.input_blind",
