@@ -31,6 +31,7 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.baselines.hockey_stick",
     "hf_recipe.baselines.initial_loss",
     "hf_recipe.baselines.input_blind",
+    "hf_recipe.baselines.input_reach",
     "hf_recipe.baselines.leaks",
     "hf_recipe.baselines.loss_operands",
     "hf_recipe.baselines.loss_units",
