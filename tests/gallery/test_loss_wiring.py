@@ -66,8 +66,8 @@ def rows(batched, difference=0.0, alone=(1.0, 2.0), supervised=(1, 3), left=Fals
         (rows(1.75), []),  # each label weighs the same
         (rows(1.9), []),  # weighted in a way of its own
         (rows(0.0, alone=(0.0, 0.0)), []),
-        (rows(3.0), [None]),
-        (rows(1.75 * 12 / 16), [None]),
+        (rows(3.0), ["warning"]),
+        (rows(1.75 * 12 / 16), ["warning"]),
         (rows(1.75, difference=0.4, left=True), ["warning"]),
         (rows(1.75, difference=0.4), ["note"]),
         (rows(math.nan), []),
