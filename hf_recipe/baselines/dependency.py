@@ -9,19 +9,17 @@ cancel exactly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
-from torch import nn
 
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
+from hf_recipe.core.exhibit import Matrix
 from hf_recipe.core.finding import Fault
-from hf_recipe.instruments.row_losses import logits_of
 from hf_recipe.instruments.subject import Subject
-
-ROWS, CHOSEN = 4, (0, 2)
+from hf_recipe.instruments.trace import Trace, few_rows, random_direction, trace
 
 
 @dataclass(frozen=True)
@@ -30,9 +28,9 @@ class RowDependence(Measurement):
 
     Attributes:
         rows: in the batch.
-        own: gradient on the row's own input (of the smallest of the rows looked at).
+        own: gradient on the row's own input (the smallest of all rows).
         other: gradient on any other row's input (the largest).
-        source: what was differentiated for: an input's name, or the embedding's output.
+        source: what was differentiated for: names of inputs.
     """
 
     rows: int
@@ -41,60 +39,55 @@ class RowDependence(Measurement):
     source: str
 
 
-def measure(subject: Subject) -> Iterator[RowDependence]:
-    """Two backward passes on a few rows."""
-    batch = subject.batch("train", size=ROWS)
-    rows = len(batch)
+def measure(subject: Subject) -> Iterator[RowDependence | Matrix]:
+    """One backward pass for each of a few rows, and the chart of them."""
+    made = trace(subject, few_rows(subject))
+    rows, logits = made.rows, made.logits
     if rows < 2:
         raise Skip("a batch of one row has no other rows")
-    model = subject.model
-    model.eval()
-    inputs = {k: v for k, v in batch.inputs.items() if v is not batch.labels}
-    logits, leaf, source = _forward(model, inputs)
-    if logits is None or logits.ndim < 2 or logits.shape[0] != rows:
+    if logits is None or logits.ndim < 1 or logits.shape[0] != rows:
         raise Skip("the model's outputs are not one per row")
-    if leaf.shape[0] != rows:
-        raise Skip(f"{source} is not one per row")
-    direction = torch.randn(logits.shape[1:], device=logits.device, dtype=logits.dtype)
-    own, other = [], []
-    for row in sorted({min(r, rows - 1) for r in CHOSEN}):
-        (gradient,) = torch.autograd.grad(
-            (logits[row] * direction).sum(), leaf, retain_graph=True, allow_unused=True
-        )
-        if gradient is None:
-            raise Skip(f"the outputs do not depend on {source}")
-        size = gradient.detach().float().abs().reshape(rows, -1).amax(1)
-        own.append(float(size[row]))
-        other.append(float(torch.cat([size[:row], size[row + 1 :]]).max()))
-    yield RowDependence(rows, min(own), max(other), source)
+    if not made.leaves:
+        raise Skip("no floating-point input and no embedded ids to differentiate for")
+    if logits.ndim == 2 and logits.shape[1] == rows and _compares_rows(subject, made):
+        raise Skip("the outputs compare the rows of a batch with each other, by design")
+    direction = random_direction(logits)
+    table, sources = [], set()
+    for row in range(rows):
+        gradients = made.gradients((logits[row] * direction).sum())
+        reached = [
+            (leaf, g) for leaf, g in zip(made.leaves, gradients, strict=True) if g is not None
+        ]
+        reached = [(leaf, g) for leaf, g in reached if g.shape[0] % rows == 0]
+        if not reached:
+            raise Skip("the outputs do not depend on any input that can be differentiated for")
+        sources |= {leaf.name for leaf, _ in reached}
+        table.append(torch.stack([g.reshape(rows, -1).amax(1) for _, g in reached]).amax(0))
+    sizes = torch.stack(table)
+    own = sizes.diagonal()
+    other = sizes - torch.diag(own)
+    yield RowDependence(rows, float(own.min()), float(other.max()), ", ".join(sorted(sources)))
+    yield _chart(sizes)
 
 
-def _forward(
-    model: nn.Module, inputs: Mapping[str, Any]
-) -> tuple[torch.Tensor | None, torch.Tensor, str]:
-    """(logits, the tensor to differentiate for, its name)."""
-    for name, value in inputs.items():
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and "mask" not in name:
-            leaf = value.detach().clone().requires_grad_(True)
-            return logits_of(model(**{**inputs, name: leaf})), leaf, name
-    embedding = getattr(model, "get_input_embeddings", lambda: None)()
-    if embedding is None:
-        raise Skip("no floating-point input and no input embedding to differentiate for")
-    kept: list[torch.Tensor] = []
+def _compares_rows(subject: Subject, made: Trace) -> bool:
+    """Whether the outputs have as many columns as the batch has rows, whatever their number."""
+    with torch.no_grad():
+        fewer = trace(subject, made.batch.take(range(2)), grasp=False).logits
+    return fewer is not None and fewer.ndim == 2 and fewer.shape[1] == 2
 
-    def keep(module: nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
-        leaf = output.detach().requires_grad_(True)
-        kept.append(leaf)
-        return leaf
 
-    handle = embedding.register_forward_hook(keep)
-    try:
-        logits = logits_of(model(**inputs))
-    finally:
-        handle.remove()
-    if not kept:
-        raise Skip("the input embedding was not called")
-    return logits, kept[0], "the input embedding"
+def _chart(sizes: torch.Tensor) -> Matrix:
+    largest = max(float(sizes.max()), 1e-30)
+    names = [f"row {i}" for i in range(len(sizes))]
+    return Matrix(
+        "Which row's output depends on which row's input",
+        "baselines",
+        tuple(f"output of {name}" for name in names),
+        tuple(f"input of {name}" for name in names),
+        tuple(tuple(float(v) / largest for v in line) for line in sizes),
+        "Largest gradient, relative to the largest of all: off the diagonal it must be 0.",
+    )
 
 
 def example_leak(
@@ -109,7 +102,7 @@ def example_leak(
         return  # a constant output: another check's affair
     yield Fault(
         f"outputs of a row have a gradient of {dependence.other:.2e} on other rows' "
-        f"{dependence.source} (own: {dependence.own:.2e})",
+        f"inputs ({dependence.source}; own: {dependence.own:.2e})",
         evidence={
             "seen": f"gradient {dependence.other:.2e} on other rows",
             "expected": "exactly 0 (in evaluation mode)",

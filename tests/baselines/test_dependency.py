@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import TrainingArguments
+from transformers import T5Config, T5ForConditionalGeneration, TrainingArguments
 
 from hf_recipe.baselines.dependency import RowDependence, example_leak, row_dependence
 from hf_recipe.core.config import Settings
@@ -77,3 +77,39 @@ def test_softmax_over_the_batch_is_found(tmp_path):
     model = bert()
     model.classifier = nn.Sequential(model.classifier, nn.Softmax(dim=0))
     assert [f.check for f in examine(model, Tokens([0, 1, 2, 0]), tmp_path)] == ["example-leak"]
+
+
+class NeedsLabels(nn.Module):
+    """Computes its loss whether or not there are labels, and looks ids up by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(64, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, input_ids, labels=None):
+        logits = self.head(self.embed(input_ids).mean(1))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def seq2seq():
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
+            decoder_start_token_id=0,
+        )
+    )  # fmt: skip
+
+
+class Pairs(Tokens):
+    def __getitem__(self, index):
+        row = super().__getitem__(index)
+        return {**row, "labels": row["input_ids"].clone()}
+
+
+def test_a_forward_that_needs_its_labels_is_silent(tmp_path):
+    assert examine(NeedsLabels(), Tokens([0, 1, 2, 0]), tmp_path) == []
+
+
+def test_an_encoder_decoder_is_silent(tmp_path):
+    assert examine(seq2seq(), Pairs([0, 1, 2, 0]), tmp_path) == []
