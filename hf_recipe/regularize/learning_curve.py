@@ -134,7 +134,9 @@ def fit(sizes: Sequence[float], losses: Sequence[float]) -> LearningCurve:
         )
     largest = float(n.max())
     solved = [_solve((n / largest) ** -b, y) for b in EXPONENTS]
-    squares = np.array([float(np.sum(weights * residuals**2)) for _, _, residuals, weights in solved])
+    squares = np.array(
+        [float(np.sum(weights * residuals**2)) for _, _, residuals, weights in solved]
+    )
     freedom = max(len(y) - 3, 0) + NOISE_WORTH
     variances = (squares + NOISE_WORTH * USUAL_NOISE**2) / freedom
     expected = -0.5 * (np.log(EXPONENTS / USUAL_EXPONENT) / EXPONENT_SPREAD) ** 2
@@ -175,4 +177,4 @@ def _solve(power: Array, y: Array) -> tuple[Array, Array, Array, Array]:
         residuals = target - x @ coefficients
         spread = 1.4826 * float(np.median(np.abs(residuals))) + 1e-3
         weights = np.minimum(1.0, 1.5 * spread / np.maximum(np.abs(residuals), 1e-300))
-    return coefficients, covariance, residuals, weights
+    return np.asarray(coefficients), np.asarray(covariance), residuals, weights

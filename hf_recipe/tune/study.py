@@ -119,9 +119,7 @@ def _trial(number: int, trial: Mapping[str, Any], sign: float) -> Trial | None:
     if value is not None and (isinstance(value, (bool, str)) or not _is_number(value)):
         raise ValueError(f"trial {number}: value must be a number or None; got {value!r}")
     good = state in COMPLETE and value is not None and math.isfinite(float(value))
-    curve = tuple(
-        sign * float(v) if v is not None else math.nan for v in trial.get("curve") or ()
-    )
+    curve = tuple(sign * float(v) if v is not None else math.nan for v in trial.get("curve") or ())
     seed = trial.get("seed")
     return Trial(
         params=dict(_flat(trial["params"], "")),

@@ -68,9 +68,7 @@ def effects(study: Study, edge: float) -> list[Effect]:
     ]
 
 
-def _one_by_one(
-    study: Study, blocks: list[Array], target: Array, edge: float
-) -> list[Effect]:
+def _one_by_one(study: Study, blocks: list[Array], target: Array, edge: float) -> list[Effect]:
     """With few trials each parameter alone: what the others do counts as noise."""
     explained, slopes = [], []
     for block in blocks:
