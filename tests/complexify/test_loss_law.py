@@ -52,7 +52,7 @@ def quadratic(rates, noise, seed, scale=400.0):
     losses = []
     for rate in rates * scale:
         losses.append(1.0 + 0.5 * float(curvature @ error))
-        error = (1 - rate * curvature) ** 2 * error + rate**2 * 0.4 * curvature
+        error = (1 - rate * curvature) ** 2 * error + rate**2 * 0.1 * curvature
     steps = np.arange(9, len(rates), 10)
     drawn = 1 + noise * np.random.default_rng(seed).standard_normal(len(steps))
     return (rates, steps, np.array(losses)[steps] * drawn), losses[-1]
