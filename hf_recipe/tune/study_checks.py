@@ -136,10 +136,14 @@ class Infeasible(Measurement):
 def infeasible(
     found: Infeasible,
     *,
-    share: Annotated[float, "a tenth of the budget lost for sure, at 95 % confidence"] = 0.1,
+    share: Annotated[
+        float, "a tenth of the budget: for sure at 95 % confidence, or in one region"
+    ] = 0.1,
 ) -> Iterator[Fault]:
     """A good part of the budget went into runs that diverged."""
-    if not (found.low > share or (found.failed == found.trials and found.trials >= 2)):
+    together = found.parameter and found.inside_failed >= 3 and found.failed > share * found.trials
+    everything = found.failed == found.trials and found.trials >= 2
+    if not (found.low > share or together or everything):
         return
     where = "; no region tells them apart"
     if found.parameter:
