@@ -195,7 +195,9 @@ def test_a_grid_and_a_batch_size():
 def test_more_trials_are_worth_it_only_while_the_best_falls():
     draw = np.random.default_rng(0)
     params = quasi_random(SPACE, 64, 0)
-    steep = [{"params": p, "value": float(v)} for p, v in zip(params, draw.normal(size=64))]
+    steep = [
+        {"params": p, "value": float(v)} for p, v in zip(params, draw.normal(size=64), strict=True)
+    ]
     flat = [t | {"value": max(t["value"], -0.5)} for t in steep]
     assert "search-too-sparse" in names(analyse(steep[:8], SPACE, "loss", False))
     assert "search-too-sparse" not in names(analyse(flat, SPACE, "loss", False))
