@@ -50,6 +50,7 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.tune.teacher_gain",
     "hf_recipe.tune.teacher_weight",
     "hf_recipe.tune.teachers",
+    "hf_recipe.tune.study_checks",
 )
 
 

@@ -38,6 +38,12 @@ FUNCTIONS = {
         "steps_per_epoch",
         "continuation",
     ],
+    "hf_recipe.complexify.loss_law.fit": ["runs"],
+    "hf_recipe.complexify.loss_law.LossLaw.predict": ["self", "learning_rates"],
+    "hf_recipe.complexify.loss_law.LossLaw.interval": ["self", "learning_rates", "level"],
+    "hf_recipe.regularize.learning_curve.fit": ["sizes", "losses"],
+    "hf_recipe.regularize.learning_curve.LearningCurve.predict": ["self", "size"],
+    "hf_recipe.tune.analysis.analyse": ["trials", "space", "metric", "greater_is_better"],
     "hf_recipe.tune.space.quasi_random": ["space", "n", "seed"],
     "hf_recipe.tune.distillation_loss.chunked_divergence": [
         "student_hidden",
