@@ -233,8 +233,9 @@ def split_leak(
         float, "copies per input beyond which the inputs are a small world of their own; judged"
     ] = 3.0,
     repeated_fraction: Annotated[
-        float, "share of training rows that repeat an earlier one, from which repetition is the "
-        "data's nature (small worlds of synthetic data repeat 20 % and more); judged"
+        float,
+        "share of training rows that repeat an earlier one, from which repetition is the "
+        "data's nature (small worlds of synthetic data repeat 20 % and more); judged",
     ] = 0.1,
 ) -> Iterator[Fault]:
     """Copies beyond chance; none is reported where the set is, or says it is, training data."""
