@@ -19,19 +19,21 @@ from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.subject import Subject
 
 LOWER = frozenset(
-    """
-    bpb bpc brier cer deviance distance divergence ece eer err error errors fid hamming kl loss
-    mae mape mse msle nll overlap_error perplexity ppl rmse smape ter wer
-    """.split()
-)
+    (
+        "bpb", "bpc", "brier", "cer", "deviance", "distance", "divergence", "ece", "eer", "err",
+        "error", "errors", "fid", "hamming", "kl", "loss", "mae", "mape", "mse", "msle", "nll",
+        "overlap_error", "perplexity", "ppl", "rmse", "smape", "ter", "wer",
+    )
+)  # fmt: skip
 HIGHER = frozenset(
-    """
-    acc accuracy ap auc auprc auroc bertscore bleu chrf dice em exact f1 fbeta hit hits iou
-    jaccard kappa map matthews mcc meteor miou mrr ndcg pearson pearsonr precision psnr r2
-    recall roc rouge rouge1 rouge2 rougel rougelsum sacrebleu sensitivity spearman spearmanr
-    specificity ssim
-    """.split()
-)
+    (
+        "acc", "accuracy", "ap", "auc", "auprc", "auroc", "bertscore", "bleu", "chrf", "dice",
+        "em", "exact", "f1", "fbeta", "hit", "hits", "iou", "jaccard", "kappa", "map", "matthews",
+        "mcc", "meteor", "miou", "mrr", "ndcg", "pearson", "pearsonr", "precision", "psnr", "r2",
+        "recall", "roc", "rouge", "rouge1", "rouge2", "rougel", "rougelsum", "sacrebleu",
+        "sensitivity", "spearman", "spearmanr", "specificity", "ssim",
+    )
+)  # fmt: skip
 TURNED = frozenset(
     {"neg", "negative", "inverse", "minus", "one", "improvement", "reduction", "gain"}
 )
