@@ -87,7 +87,7 @@ def measure_parts(subject: Subject) -> Iterator[TrainableParts]:
         head=head_name,
         head_elements=sum(p.numel() for p in head),
         head_trainable=sum(p.numel() for p in head if p.requires_grad),
-        head_drawn=not any(is_loaded(p) for p in head),
+        head_drawn=_looks_drawn(head),
         frozen_parts=_frozen_parts(bare(model)),
         stacks=tuple(_stacks(bare(model))),
     )
@@ -96,6 +96,24 @@ def measure_parts(subject: Subject) -> Iterator[TrainableParts]:
 def is_loaded(parameter: nn.Parameter) -> bool:
     """Whether transformers filled this tensor from a checkpoint."""
     return bool(vars(parameter).get(LOADED, False))
+
+
+def _looks_drawn(parameters: list[nn.Parameter]) -> bool:
+    """Whether tensors are as an initialisation leaves them: constant vectors, or torch's own draw.
+
+    Weights that a state dict brought bear no mark; but training moves biases and norms.
+    """
+    if any(is_loaded(p) for p in parameters):
+        return False
+    vectors = [p.detach() for p in parameters if p.ndim <= 1 and p.numel() > 1]
+    if all(bool((v == v[0]).all()) for v in vectors):
+        return True
+    matrices = [p.detach() for p in parameters if p.ndim == 2]
+    if len(matrices) != 1 or len(vectors) != 1:
+        return False
+    bound = matrices[0].shape[1] ** -0.5  # nn.Linear draws both uniformly within it
+    highest = float(matrices[0].abs().max())
+    return 0.5 * bound < highest <= bound and float(vectors[0].abs().max()) <= bound
 
 
 def output_parts(model: nn.Module) -> tuple[str, list[nn.Parameter]]:
@@ -169,7 +187,7 @@ def _stacks(model: nn.Module) -> Iterator[Stack]:
                 blocks=len(blocks),
                 frozen=tuple(frozen[:100]),
                 trains_before=any(i < start and p.requires_grad for i, p in order.values()),
-                drawn=not any(is_loaded(p) for p in tensors),
+                drawn=_looks_drawn(tensors) and any(p.ndim <= 1 for p in tensors),
             )
 
 

@@ -187,7 +187,7 @@ LOADED_WEIGHTS = Probe(
     "static",
     (LoadedWeights,),
     measure_loaded,
-    needs=("fresh",),
+    needs=("fresh", "unsharded"),
 )
 
 WEIGHTS_NOT_LOADED = Check(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,7 @@ class ModeWatch:
     due: tuple[int, ...] = (1, 3)
     seen: TrainingModes | None = None
     _done: set[int] = field(default_factory=set)
+    _model: nn.Module | None = None
 
     def wanted(self, step: int) -> bool:
         """Whether the micro-batch now coming is to be watched."""
@@ -66,6 +67,7 @@ class ModeWatch:
             step: the optimizer step, from 1.
         """
         self._done.add(step)
+        self._model = bare
         found: list[TrainingModes] = []
 
         def note(module: nn.Module, inputs: Any) -> None:
@@ -81,9 +83,21 @@ class ModeWatch:
             self.seen = min(found, key=lambda modes: len(modes.affected))
 
     def take(self) -> TrainingModes | None:
-        """What was seen since the last call."""
+        """What was seen since the last call; asked while the step's gradients are still there.
+
+        A part that got no gradient does not train (a teacher that is run without recording).
+        """
         seen, self.seen = self.seen, None
-        return seen
+        if seen is None or self._model is None or not seen.affected:
+            return seen
+        parts = dict(self._model.named_modules())
+        return replace(seen, affected=tuple(n for n in seen.affected if _trained(parts.get(n))))
+
+
+def _trained(module: nn.Module | None) -> bool:
+    """Whether any parameter has a gradient; a part without parameters counts as trained."""
+    parameters = list(module.parameters()) if module is not None else []
+    return not parameters or any(p.grad is not None for p in parameters)
 
 
 def measure_modes(model: nn.Module, step: int) -> TrainingModes:

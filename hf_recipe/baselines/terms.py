@@ -81,7 +81,7 @@ def _is_router(name: str) -> bool:
 def measure_dropout(subject: Subject) -> Iterator[DropoutRates]:
     """Collect the rates of dropout modules and of the config."""
     model = bare(subject.model)
-    head = tuple(output_parts(model)[0].split(", "))
+    head = tuple(part for part in output_parts(model)[0].split(", ") if part)
     rates: dict[str, float] = {}
     for name, module in model.named_modules():
         if isinstance(module, DROPOUTS) and not name.startswith(head):

@@ -98,8 +98,9 @@ def _plain(function: Any) -> Any:
 
 
 def _libraries(function: Any) -> bool:
+    code = getattr(_plain(function), "__code__", None)
     module = str(getattr(_plain(function), "__module__", ""))
-    return module.partition(".")[0] in ("transformers", "torch", "peft", "accelerate", "hf_recipe")
+    return code is None or "site-packages" in code.co_filename or module.startswith("hf_recipe.")
 
 
 def _strings(function: Any) -> set[str]:

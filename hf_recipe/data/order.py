@@ -89,7 +89,10 @@ def _sampler(subject: Subject) -> Any:
     trainer = subject.trainer
     loader = trainer.callback_handler.train_dataloader
     if loader is not None:
-        sampler = getattr(getattr(loader, "base_dataloader", loader), "batch_sampler", None)
+        inner = getattr(loader, "base_dataloader", loader)
+        if len(inner.dataset) != len(subject.rows("train")):
+            raise Skip("the dataloader draws from another data set than train_dataset")
+        sampler = getattr(inner, "batch_sampler", None)
         for _ in range(6):  # shards and recorders lie around it
             inner = getattr(sampler, "sampler", None) or getattr(sampler, "batch_sampler", None)
             inner = inner or getattr(sampler, "inner", None)
@@ -101,7 +104,7 @@ def _sampler(subject: Subject) -> Any:
         raise Skip(reason)
     if trainer.args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
         raise Skip("rows are grouped by length, at random otherwise")
-    return trainer._get_train_sampler(trainer.train_dataset)
+    return trainer._get_train_sampler()
 
 
 def _order(sampler: Any, total: int) -> npt.NDArray[np.int64]:

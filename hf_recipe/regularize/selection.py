@@ -111,12 +111,16 @@ def measure_evaluation_rows(subject: Subject) -> Iterator[Located]:
     """Yield the size and the kinship of every evaluation set whose rows can be counted."""
     chooses = _choosers(subject)
     scheduled = str(getattr(subject.args.eval_strategy, "value", "no")) != "no"
-    sets = {name: rows for name, rows in subject.evaluation.items() if not rows.is_stream}
+    sets = {
+        name: rows for name, rows in subject.evaluation.items() if not rows.is_stream and len(rows)
+    }
     if not sets:
         raise Skip("there is no evaluation set with a length")
     for name, rows in sets.items():
-        labels = None if subject.overridden("evaluation") else rows.batch([0]).labels
-        many = int(labels.numel()) if isinstance(labels, torch.Tensor) else 1
+        labels = (
+            None if subject.overridden("evaluation") else rows.batch(rows.evenly_spaced(2)).labels
+        )
+        many = int(labels.numel()) // min(2, len(rows)) if isinstance(labels, torch.Tensor) else 1
         yield Located(
             EvaluationRows(
                 name=name,
