@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from hf_recipe.baselines.initial_loss import expected_initial_loss as expected_initial_loss
     from hf_recipe.baselines.output_bias import set_output_bias as set_output_bias
     from hf_recipe.catalogue import CHECKS as CHECKS
-    from hf_recipe.catalogue import explain as explain
     from hf_recipe.core.report import Report as Report
+    from hf_recipe.explanation import explain as explain
     from hf_recipe.inspection import inspect_dataset as inspect_dataset
     from hf_recipe.regularize.early_stopping import EarlyStopping as EarlyStopping
     from hf_recipe.trainer.attach import attach as attach
+    from hf_recipe.trainer.border import RecipeError as RecipeError
     from hf_recipe.trainer.callback import HockeyStickCallback as HockeyStickCallback
     from hf_recipe.trainer.callback import InitialLossCallback as InitialLossCallback
     from hf_recipe.trainer.callback import LRDecayCallback as LRDecayCallback
     from hf_recipe.trainer.callback import RecipeCallback as RecipeCallback
-    from hf_recipe.trainer.recipe import RecipeError as RecipeError
     from hf_recipe.tune.distillation import DistillationTrainer as DistillationTrainer
     from hf_recipe.tune.distillation_arguments import (
         DistillationTrainingArguments as DistillationTrainingArguments,
@@ -41,10 +41,10 @@ _HOMES = {
     "InitialLossCallback": "hf_recipe.trainer.callback",
     "LRDecayCallback": "hf_recipe.trainer.callback",
     "RecipeCallback": "hf_recipe.trainer.callback",
-    "RecipeError": "hf_recipe.trainer.recipe",
+    "RecipeError": "hf_recipe.trainer.border",
     "Report": "hf_recipe.core.report",
     "attach": "hf_recipe.trainer.attach",
-    "explain": "hf_recipe.catalogue",
+    "explain": "hf_recipe.explanation",
     "expected_initial_loss": "hf_recipe.baselines.initial_loss",
     "inspect_dataset": "hf_recipe.inspection",
     "set_output_bias": "hf_recipe.baselines.output_bias",

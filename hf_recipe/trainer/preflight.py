@@ -112,6 +112,14 @@ def borrowed(trainer: Any) -> Iterator[None]:
         trainer.accelerator._dataloaders[:] = loaders
 
 
+@contextmanager
+def before_training(trainer: Any, *, fresh: bool) -> Iterator[Subject]:
+    """The subject as it will be at train begin; nothing of it is left in the run."""
+    bare = Subject(trainer.model, trainer.args, None, {}, trainer=trainer)
+    with guard_of(bare), borrowed(trainer):
+        yield subject_of_trainer(trainer, fresh=fresh)
+
+
 def sharded(trainer: Any) -> bool:
     """Whether parameters are spread over processes, so that no rank holds them whole."""
     return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)

@@ -7,13 +7,14 @@ goes quiet.
 
 from __future__ import annotations
 
-import functools
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
+from hf_recipe.baselines.one_batch import OneBatch, overfit_one_batch
 from hf_recipe.catalogue import CHECKS
 from hf_recipe.core.check import Probe
 from hf_recipe.core.config import Settings
@@ -25,6 +26,7 @@ from hf_recipe.instruments.record import Recorder, flushes_at
 from hf_recipe.instruments.subject import Plan, Subject
 from hf_recipe.instruments.window import Evaluation, Window
 from hf_recipe.trainer import preflight
+from hf_recipe.trainer.border import RecipeError, event
 from hf_recipe.trainer.closer_look import CloserLook
 from hf_recipe.trainer.closing import Closing
 from hf_recipe.trainer.listening import ModelHook
@@ -33,33 +35,8 @@ from hf_recipe.trainer.units import Units
 from hf_recipe.trainer.watch import Watch
 
 STATE_KEY = "hf_recipe"
+OVERFIT = Probe("overfit one batch", "probe", (OneBatch,), lambda subject: ())
 MOST_ROWS = 65_536
-
-
-class RecipeError(RuntimeError):
-    """Raised for findings of severity error where ``on_error`` asks for it."""
-
-    def __init__(self, findings: list[Finding]) -> None:
-        self.findings = findings
-        lines = [f"{f.check}: {f.message}\n  fix: {f.fix}" for f in findings]
-        super().__init__("\n".join(["the recipe found errors:", *lines]))
-
-
-def _event(method: Callable[..., None]) -> Callable[..., None]:
-    """The border towards the training: our own errors end the watching, not the run."""
-
-    @functools.wraps(method)
-    def guarded(self: Recipe, *args: Any, **kwargs: Any) -> None:
-        if self.paused or self.detached:
-            return
-        try:
-            method(self, *args, **kwargs)
-        except RecipeError:
-            raise
-        except Exception as error:
-            self.fail(method.__name__, error)
-
-    return guarded
 
 
 class Recipe:
@@ -126,17 +103,32 @@ class Recipe:
         Raises:
             RecipeError: on findings of severity error, where ``on_error`` is "stop" or "raise".
         """
-        if self.trainer is None:
-            raise ValueError("preflight() needs a Trainer: use hf_recipe.attach(trainer)")
-        trainer = self.trainer
-        fresh = trainer.state.global_step == 0 and not self._is_moved(trainer.model)
-        bare = Subject(trainer.model, trainer.args, None, {}, trainer=trainer)
-        with preflight.guard_of(bare), preflight.borrowed(trainer):
-            subject = preflight.subject_of_trainer(trainer, fresh=fresh)
+        with self._before_training() as subject:
             self._examine(subject)
         self.closing.after_preflight()
         self._stop_before_step_1()
         return self.findings
+
+    def overfit_one_batch(
+        self, *, rows: int | None = None, max_steps: int = 150
+    ) -> OneBatch | None:
+        """Train on one fixed batch until its floor, then put every weight back, bit for bit.
+
+        Args:
+            rows: rows of the batch; default: the per-device batch size, at most 16.
+            max_steps: steps of each attempt; a second attempt follows a ladder of rates.
+
+        Returns:
+            How it went; None where it could not be tried (``report.skipped`` says why).
+        """
+        probe = replace(
+            OVERFIT, take=lambda s: [overfit_one_batch(s, rows=rows, max_steps=max_steps)]
+        )
+        with self._before_training() as subject:
+            self.examiner.examine(probe, subject, lambda: preflight.guard_of(subject))
+        self.closing.write()
+        found = self.examiner.latest.get(OneBatch.kind())
+        return found if isinstance(found, OneBatch) else None
 
     def pause(self) -> None:
         """Stop looking on until `resume`; costs nothing while paused."""
@@ -190,7 +182,7 @@ class Recipe:
 
     # ---------------------------------------------------------------- events
 
-    @_event
+    @event
     def train_begin(self, args: Any, state: Any, control: Any, seen: Mapping[str, Any]) -> None:
         """Everything is prepared or resumed; no step is taken yet."""
         model = seen["model"]
@@ -213,35 +205,35 @@ class Recipe:
         self.closing.after_preflight()
         self._stop_before_step_1()
 
-    @_event
+    @event
     def run_newly_selected(self, args: Any, state: Any, seen: Mapping[str, Any]) -> None:
         """A callback joined after the others had begun: run what it alone selects."""
         fresh = state.global_step == 0 and not self._is_moved(seen["model"])
         self._examine(self._subject(args, state, fresh, seen))
 
-    @_event
+    @event
     def epoch_begin(self) -> None:
         """A new pass over the data: rows drawn for the last one are not this one's."""
         if self._seams is not None and self._seams.rows is not None:
             self._seams.rows.drawn.clear()
 
-    @_event
+    @event
     def step_begin(self) -> None:
         """All micro-batches of the next step are fetched."""
         self._step_began = time.perf_counter()
 
-    @_event
+    @event
     def before_update(self, optimizer: Any) -> None:
         """Gradients are clipped; the optimizer steps next, at this rate."""
         if optimizer is not None:
             self.recorder.learning_rate = float(optimizer.param_groups[0]["lr"])
 
-    @_event
+    @event
     def updated(self, optimizer: Any) -> None:
         """The optimizer has stepped; gradients are still there."""
         self.closer_look.updated(optimizer)
 
-    @_event
+    @event
     def step_end(self, state: Any, control: Any, model: Any) -> None:
         """One optimizer step is done."""
         if self._moved is None or self._moved() is not model:
@@ -259,7 +251,7 @@ class Recipe:
             self.closing.tell(state.global_step)
             self._act(control)
 
-    @_event
+    @event
     def evaluated(self, state: Any, control: Any, metrics: Mapping[str, Any]) -> None:
         """One evaluation set has been passed over."""
         self._flush()
@@ -268,17 +260,17 @@ class Recipe:
         self.closing.evaluated(evaluation)
         self._act(control)
 
-    @_event
+    @event
     def predicted(self) -> None:
         """A prediction has run through the evaluation's seam; it is none."""
         self.evaluation.start(None)
 
-    @_event
+    @event
     def saved(self) -> None:
         """A checkpoint is on disk: so is the report."""
         self.closing.write()
 
-    @_event
+    @event
     def train_end(self, state: Any, control: Any) -> None:
         """The run is over, the best model loaded."""
         self._flush(ended=True)
@@ -297,6 +289,12 @@ class Recipe:
         self.closing.crashed(where, error)
 
     # ---------------------------------------------------------------- inside
+
+    def _before_training(self) -> AbstractContextManager[Subject]:
+        if self.trainer is None:
+            raise ValueError("a callback alone cannot do this: use hf_recipe.attach(trainer)")
+        fresh = self.trainer.state.global_step == 0 and not self._is_moved(self.trainer.model)
+        return preflight.before_training(self.trainer, fresh=fresh)
 
     def _subject(self, args: Any, state: Any, fresh: bool, seen: Mapping[str, Any]) -> Subject:
         if self.trainer is None:
@@ -334,7 +332,7 @@ class Recipe:
             self._examine(subject)
             self._measure_units(subject)
             self.closing.after_preflight()
-        except Exception as error:  # the border, as in `_event`
+        except Exception as error:  # the border, as in `event`
             self.fail("first step", error)
         self._stop_before_step_1()
 

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from hf_recipe.catalogue import stored_checks
 from hf_recipe.cli import main
 from hf_recipe.core.finding import Finding
 from hf_recipe.core.report import Report
+from hf_recipe.explanation import stored_checks
 
 
 def test_explain_says_what_why_and_how(capsys):
@@ -27,7 +27,7 @@ def test_explain_lists_and_suggests(capsys):
     assert main(["explain"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(stored_checks())
     assert main(["explain", "split-leek"]) == 2
-    assert "did you mean split-leak?" in capsys.readouterr().err
+    assert "did you mean 'split-leak'?" in capsys.readouterr().err
 
 
 def test_explain_imports_no_torch():
