@@ -111,9 +111,9 @@ def _looks_drawn(parameters: list[nn.Parameter]) -> bool:
     matrices = [p.detach() for p in parameters if p.ndim == 2]
     if len(matrices) != 1 or len(vectors) != 1:
         return False
-    bound = matrices[0].shape[1] ** -0.5  # nn.Linear draws both uniformly within it
+    bound = float(matrices[0].shape[1]) ** -0.5  # nn.Linear draws both uniformly within it
     highest, other = float(matrices[0].abs().max()), float(vectors[0].abs().max())
-    return 0.5 * bound < highest <= bound and other <= bound
+    return bool(0.5 * bound < highest <= bound and other <= bound)
 
 
 def output_parts(model: nn.Module) -> tuple[str, list[nn.Parameter]]:
