@@ -16,8 +16,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hf_recipe.core.check import Check, Measurement
+from hf_recipe.core.check import Check, Measurement, Probe
 from hf_recipe.core.finding import Fault
+from hf_recipe.instruments.subject import Subject
 
 NAMED = 4
 
@@ -169,6 +170,13 @@ def trains_in_eval_mode(modes: TrainingModes) -> Iterator[Fault]:
             evidence={"seen": f"{len(modes.norms)} in evaluation mode", "expected": "0, or meant"},
         )
 
+
+def take_modes(subject: Subject) -> Iterator[TrainingModes]:
+    """The modes now; right inside a training step's forward."""
+    yield measure_modes(subject.model, subject.step + 1)
+
+
+MODES = Probe("read the modules' modes", "run", (TrainingModes,), take_modes)
 
 TRAINS_IN_EVAL_MODE = Check(
     name="trains-in-eval-mode",

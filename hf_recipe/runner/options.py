@@ -91,7 +91,7 @@ class DataOptions:
     text_column: str | None = field(default=None, metadata={"help": "Default: the longest text."})
     image_column: str | None = field(default=None, metadata={"help": "Default: the images."})
     max_length: int | None = field(
-        default=None, metadata={"help": "Tokens per text. Default: what 99 % of texts need."}
+        default=None, metadata={"help": "Tokens per text. Default: what nearly all texts need."}
     )
 
 
