@@ -164,6 +164,7 @@ def _missing(probe: Probe, subject: Subject) -> str | None:
         return "there is no optimizer before train() here"
     if "trainer" in probe.needs and trainer is None:
         return "a callback alone cannot reach it; use hf_recipe.attach(trainer)"
-    if probe.moment == "probe" and trainer is not None and sharded(trainer):
+    whole = probe.moment == "probe" or "unsharded" in probe.needs
+    if whole and trainer is not None and sharded(trainer):
         return "parameters are sharded (FSDP or DeepSpeed)"
     return None

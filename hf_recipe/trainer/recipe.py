@@ -72,6 +72,7 @@ class Recipe:
                 unit=self._evaluation_unit,
                 first_step=self._first_step,
                 not_finite=self.closer_look.not_finite,
+                look=self.closer_look.watching,
             )
         )
         self._hook = ModelHook(self.recorder, self.evaluation) if trainer is None else None

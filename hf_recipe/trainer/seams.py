@@ -10,6 +10,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from itertools import zip_longest
 from typing import Any
 
@@ -81,6 +82,7 @@ class Seams:
         first_step: called once, with the inputs of the first training step, before it runs.
         not_finite: called with the inputs of a micro-batch whose loss is not finite, before its
             update; on a CPU alone, where reading the loss makes nobody wait.
+        look: a context around each micro-batch's forward and backward, given the model.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Seams:
         unit: Callable[[], float],
         first_step: Callable[[Mapping[str, Any]], None],
         not_finite: Callable[[Mapping[str, Any]], None],
+        look: Callable[[Any], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.trainer = trainer
         self.recorder = recorder
@@ -98,6 +101,7 @@ class Seams:
         self.unit = unit
         self.first_step = first_step
         self.not_finite = not_finite
+        self.look = look
         self.rows: RowRecorder | None = None
         self.before_first = True
         self._wrapped_sampler: tuple[Any, Any] | None = None
@@ -161,7 +165,8 @@ class Seams:
             if self.before_first:
                 self.before_first = False
                 self.first_step(inputs)
-            loss = inner(model, inputs, *args, **kwargs)
+            with self.look(model):
+                loss = inner(model, inputs, *args, **kwargs)
             if isinstance(loss, torch.Tensor):
                 recorder.micro_batches.append(loss)
                 if not loss.is_cuda and not math.isfinite(loss):
