@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hf_recipe.trainer.callback import InitialLossCallback as InitialLossCallback
     from hf_recipe.trainer.callback import LRDecayCallback as LRDecayCallback
     from hf_recipe.trainer.callback import RecipeCallback as RecipeCallback
-    from hf_recipe.trainer.recipe import RecipeError as RecipeError
+    from hf_recipe.trainer.border import RecipeError as RecipeError
     from hf_recipe.tune.distillation import DistillationTrainer as DistillationTrainer
     from hf_recipe.tune.distillation_arguments import (
         DistillationTrainingArguments as DistillationTrainingArguments,
@@ -37,7 +37,7 @@ _HOMES = {
     "InitialLossCallback": "hf_recipe.trainer.callback",
     "LRDecayCallback": "hf_recipe.trainer.callback",
     "RecipeCallback": "hf_recipe.trainer.callback",
-    "RecipeError": "hf_recipe.trainer.recipe",
+    "RecipeError": "hf_recipe.trainer.border",
     "Report": "hf_recipe.core.report",
     "attach": "hf_recipe.trainer.attach",
     "expected_initial_loss": "hf_recipe.baselines.initial_loss",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Annotated, Any
 
@@ -82,7 +83,7 @@ class LossSpikes(Measurement):
 
 def noise_of(losses: list[float]) -> float:
     """Standard deviation of one loss, from the median difference of neighbours: no trend in it."""
-    steps = [abs(b - a) for a, b in zip(losses, losses[1:], strict=False)]
+    steps = [abs(b - a) for a, b in pairwise(losses)]
     return MAD_TO_SIGMA * median(steps) / math.sqrt(2) if steps else 0.0
 
 
@@ -194,12 +195,12 @@ def left_course(
     if len(course.levels) < 2:
         return
     before, now = course.levels[-2:]
-    steps = [abs(b - a) for a, b in zip(course.levels, course.levels[1:], strict=False)]
+    steps = [abs(b - a) for a, b in pairwise(course.levels)]
     wander = median(steps) if len(steps) >= 3 else 0.0  # noise with a memory moves the medians
     margin = max(rise * abs(course.initial), noises * course.noise)
     above = [level - course.initial > margin for level in course.levels]
     returning = now - course.initial < 0.8 * (before - course.initial)
-    settled = course.ended or all(above[-lasting:]) and len(above) >= lasting
+    settled = course.ended or (all(above[-lasting:]) and len(above) >= lasting)
     at_once = not returning and now - course.initial > 2 * noises * wander
     if above[-1] and above[-2] and (settled or at_once):
         yield _diverged(course, now, f"it began at {course.initial:.4g}")
@@ -230,8 +231,9 @@ def _diverged(course: LossCourse, now: float, began: str) -> Fault:
 def came_back(
     measured: LossSpikes,
     *,
-    sigmas: Annotated[float, "of a step's own noise, twice in a row: 1e-18 under a normal law"]
-    = 6.0,
+    sigmas: Annotated[
+        float, "of a step's own noise, twice in a row: 1e-18 under a normal law"
+    ] = 6.0,
     alone: Annotated[float, "for a rise of one step: a batch's own noise has long tails"] = 25.0,
     record: Annotated[float, "times the largest rise before: long tails set their own mark"] = 3.0,
     most: Annotated[int, "events named at once"] = 5,

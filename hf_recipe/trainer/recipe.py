@@ -7,7 +7,6 @@ goes quiet.
 
 from __future__ import annotations
 
-import functools
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from hf_recipe.catalogue import CHECKS
+from hf_recipe.complexify.resuming import state_of
 from hf_recipe.core.check import Probe
 from hf_recipe.core.config import Settings
 from hf_recipe.core.finding import Finding
@@ -25,6 +25,7 @@ from hf_recipe.instruments.record import Recorder, flushes_at
 from hf_recipe.instruments.subject import Plan, Subject
 from hf_recipe.instruments.window import Evaluation, Window
 from hf_recipe.trainer import preflight
+from hf_recipe.trainer.border import RecipeError, event
 from hf_recipe.trainer.closer_look import CloserLook
 from hf_recipe.trainer.closing import Closing
 from hf_recipe.trainer.listening import ModelHook
@@ -34,32 +35,6 @@ from hf_recipe.trainer.watch import Watch
 
 STATE_KEY = "hf_recipe"
 MOST_ROWS = 65_536
-
-
-class RecipeError(RuntimeError):
-    """Raised for findings of severity error where ``on_error`` asks for it."""
-
-    def __init__(self, findings: list[Finding]) -> None:
-        self.findings = findings
-        lines = [f"{f.check}: {f.message}\n  fix: {f.fix}" for f in findings]
-        super().__init__("\n".join(["the recipe found errors:", *lines]))
-
-
-def _event(method: Callable[..., None]) -> Callable[..., None]:
-    """The border towards the training: our own errors end the watching, not the run."""
-
-    @functools.wraps(method)
-    def guarded(self: Recipe, *args: Any, **kwargs: Any) -> None:
-        if self.paused or self.detached:
-            return
-        try:
-            method(self, *args, **kwargs)
-        except RecipeError:
-            raise
-        except Exception as error:
-            self.fail(method.__name__, error)
-
-    return guarded
 
 
 class Recipe:
@@ -82,7 +57,7 @@ class Recipe:
         self.closing = Closing(self)
         self.units = Units()
         self.watch = Watch(self.examiner)
-        self.closer_look = CloserLook(self.examiner, trainer)
+        self.closer_look = CloserLook(self.examiner, trainer, self.recorder)
         self.plan: Plan | None = None
         self._members: list[weakref.ref[Any]] = []
         self._seams = (
@@ -94,7 +69,8 @@ class Recipe:
                 self.evaluation,
                 unit=self._evaluation_unit,
                 first_step=self._first_step,
-                not_finite=self.closer_look.not_finite,
+                before_backward=self.before_backward,
+                closer_look=self.closer_look,
             )
         )
         self._hook = ModelHook(self.recorder, self.evaluation) if trainer is None else None
@@ -189,7 +165,7 @@ class Recipe:
 
     # ---------------------------------------------------------------- events
 
-    @_event
+    @event
     def train_begin(self, args: Any, state: Any, control: Any, seen: Mapping[str, Any]) -> None:
         """Everything is prepared or resumed; no step is taken yet."""
         model = seen["model"]
@@ -197,7 +173,7 @@ class Recipe:
         self.recorder.drop()
         self._training = True
         self.closing.started(args, state)
-        self._take_up_state(state)
+        saved = self._take_up_state(state)
         self.install()
         if self._seams is not None:
             self._seams.watch_rows(seen.get("train_dataloader"))
@@ -205,48 +181,58 @@ class Recipe:
         if self._hook is not None:
             self._hook.install(model)
         subject = self._subject(args, state, fresh, seen)
-        self.plan = subject.plan
+        self.plan = preflight.with_update(subject)
         self._examine(subject)
         self._measure_units(subject)
-        self.closer_look.begin(model)
+        self.closer_look.begin(model, self.plan.total_steps if self.plan else 0)
+        if subject.resumed:
+            self.closer_look.resumed(subject, saved)
         self.closing.after_preflight()
         self._stop_before_step_1()
 
-    @_event
+    @event
     def run_newly_selected(self, args: Any, state: Any, seen: Mapping[str, Any]) -> None:
         """A callback joined after the others had begun: run what it alone selects."""
         fresh = state.global_step == 0 and not self._is_moved(seen["model"])
         self._examine(self._subject(args, state, fresh, seen))
 
-    @_event
+    @event
     def epoch_begin(self) -> None:
         """A new pass over the data: rows drawn for the last one are not this one's."""
         if self._seams is not None and self._seams.rows is not None:
             self._seams.rows.drawn.clear()
 
-    @_event
-    def step_begin(self) -> None:
+    @event
+    def step_begin(self, state: Any) -> None:
         """All micro-batches of the next step are fetched."""
         self._step_began = time.perf_counter()
+        self.closer_look.step_begins(state.global_step + 1)
 
-    @_event
+    @event
+    def before_backward(self, inputs: Mapping[str, Any]) -> None:
+        """The first micro-batch of a step is about to run."""
+        self.closer_look.before_backward(inputs)
+
+    @event
     def before_update(self, optimizer: Any) -> None:
         """Gradients are clipped; the optimizer steps next, at this rate."""
         if optimizer is not None:
             self.recorder.learning_rate = float(optimizer.param_groups[0]["lr"])
+            self.closer_look.before_update(optimizer)
 
-    @_event
+    @event
     def updated(self, optimizer: Any) -> None:
         """The optimizer has stepped; gradients are still there."""
         self.closer_look.updated(optimizer)
 
-    @_event
-    def step_end(self, state: Any, control: Any, model: Any) -> None:
+    @event
+    def step_end(self, state: Any, control: Any, model: Any, optimizer: Any = None) -> None:
         """One optimizer step is done."""
         if self._moved is None or self._moved() is not model:
             self._moved = weakref.ref(model)
         recorder = self.recorder
         recorder.end_step(state.global_step, time.perf_counter() - self._step_began)
+        self.closer_look.step_ends(state.global_step, flushed=flushes_at(state.global_step))
         if (
             flushes_at(state.global_step)
             or control.should_save
@@ -254,11 +240,13 @@ class Recipe:
             or (world_size() == 1 and self._on_cpu and not recorder.last_is_finite())
         ):
             self._flush()
+            if optimizer is not None:
+                self.closing.saved_state = state_of(optimizer, state.global_step)
             self.closing.refresh_state()
             self.closing.tell(state.global_step)
             self._act(control)
 
-    @_event
+    @event
     def evaluated(self, state: Any, control: Any, metrics: Mapping[str, Any]) -> None:
         """One evaluation set has been passed over."""
         self._flush()
@@ -267,21 +255,22 @@ class Recipe:
         self.closing.evaluated(evaluation)
         self._act(control)
 
-    @_event
+    @event
     def predicted(self) -> None:
         """A prediction has run through the evaluation's seam; it is none."""
         self.evaluation.start(None)
 
-    @_event
+    @event
     def saved(self) -> None:
         """A checkpoint is on disk: so is the report."""
         self.closing.write()
 
-    @_event
+    @event
     def train_end(self, state: Any, control: Any) -> None:
         """The run is over, the best model loaded."""
         self._flush(ended=True)
         self._training = False
+        self.closer_look.end()
         if self._seams is not None:
             self._seams.unwatch_rows()
         if self._hook is not None:
@@ -333,7 +322,7 @@ class Recipe:
             self._examine(subject)
             self._measure_units(subject)
             self.closing.after_preflight()
-        except Exception as error:  # the border, as in `_event`
+        except Exception as error:  # the border, as in `event`
             self.fail("first step", error)
         self._stop_before_step_1()
 
@@ -358,7 +347,7 @@ class Recipe:
         numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
         return Evaluation(step, split, rows, batches, numbers)
 
-    def _take_up_state(self, state: Any) -> None:
+    def _take_up_state(self, state: Any) -> Mapping[str, Any]:
         """Ride in the TrainerState as a plain dict: saved with every checkpoint, read on resume."""
         kept = state.stateful_callbacks.get(STATE_KEY) if state.global_step > 0 else None
         if isinstance(kept, dict) and state.global_step > self.recorder.last_step:
@@ -366,7 +355,9 @@ class Recipe:
             self.closing.restore(kept)
         elif state.global_step == 0:
             self.watch.begin({})
+        saved = dict(kept.get("saved", {})) if isinstance(kept, dict) else {}
         state.stateful_callbacks[STATE_KEY] = self.closing.live_state()
+        return saved
 
     def _step_unit(self, micro_batches: int) -> float:
         return self.units.step(micro_batches)

@@ -11,7 +11,8 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from itertools import zip_longest
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,7 +20,16 @@ from hf_recipe.instruments.distributed import from_all_ranks
 from hf_recipe.instruments.record import Recorder, RowRecorder
 from hf_recipe.instruments.row_losses import row_losses
 
-SEAMS = ("training_step", "get_batch_samples", "_get_grad_norm", "prediction_step")
+if TYPE_CHECKING:
+    from hf_recipe.trainer.closer_look import CloserLook
+
+SEAMS = (
+    "training_step",
+    "get_batch_samples",
+    "_get_grad_norm",
+    "prediction_step",
+    "_load_optimizer_and_scheduler",
+)
 
 
 class EvaluationRecorder:
@@ -79,8 +89,10 @@ class Seams:
         evaluation: takes evaluation batches.
         unit: what an evaluation batch's loss is divided by to give the model's own mean.
         first_step: called once, with the inputs of the first training step, before it runs.
-        not_finite: called with the inputs of a micro-batch whose loss is not finite, before its
-            update; on a CPU alone, where reading the loss makes nobody wait.
+        before_backward: called with each step's first micro-batch, before it runs.
+        closer_look: told of the folder that a run resumes from, and of a micro-batch whose loss is
+            not finite, before its update; the latter on a CPU alone, where reading the loss makes
+            nobody wait.
     """
 
     def __init__(
@@ -90,14 +102,16 @@ class Seams:
         evaluation: EvaluationRecorder,
         unit: Callable[[], float],
         first_step: Callable[[Mapping[str, Any]], None],
-        not_finite: Callable[[Mapping[str, Any]], None],
+        before_backward: Callable[[Mapping[str, Any]], None],
+        closer_look: CloserLook,
     ) -> None:
         self.trainer = trainer
         self.recorder = recorder
         self.evaluation = evaluation
         self.unit = unit
         self.first_step = first_step
-        self.not_finite = not_finite
+        self.before_backward = before_backward
+        self.closer_look = closer_look
         self.rows: RowRecorder | None = None
         self.before_first = True
         self._wrapped_sampler: tuple[Any, Any] | None = None
@@ -161,11 +175,13 @@ class Seams:
             if self.before_first:
                 self.before_first = False
                 self.first_step(inputs)
+            if not recorder.micro_batches:
+                self.before_backward(inputs)
             loss = inner(model, inputs, *args, **kwargs)
             if isinstance(loss, torch.Tensor):
                 recorder.micro_batches.append(loss)
                 if not loss.is_cuda and not math.isfinite(loss):
-                    self.not_finite(inputs)
+                    self.closer_look.not_finite(inputs)
             if self.rows is not None:
                 recorder.rows.extend(self.rows.take())
             return loss
@@ -182,6 +198,13 @@ class Seams:
             return samples
 
         return get_batch_samples
+
+    def _load_optimizer_and_scheduler(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        def load(checkpoint: Any, *args: Any, **kwargs: Any) -> Any:
+            self.closer_look.checkpoint = Path(checkpoint) if checkpoint is not None else None
+            return inner(checkpoint, *args, **kwargs)
+
+        return load
 
     def _get_grad_norm(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         recorder = self.recorder
