@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from hf_recipe.catalogue import CHECKS as CHECKS
     from hf_recipe.core.report import Report as Report
     from hf_recipe.trainer.attach import attach as attach
+    from hf_recipe.trainer.border import RecipeError as RecipeError
     from hf_recipe.trainer.callback import HockeyStickCallback as HockeyStickCallback
     from hf_recipe.trainer.callback import InitialLossCallback as InitialLossCallback
     from hf_recipe.trainer.callback import LRDecayCallback as LRDecayCallback
     from hf_recipe.trainer.callback import RecipeCallback as RecipeCallback
-    from hf_recipe.trainer.border import RecipeError as RecipeError
     from hf_recipe.tune.distillation import DistillationTrainer as DistillationTrainer
     from hf_recipe.tune.distillation_arguments import (
         DistillationTrainingArguments as DistillationTrainingArguments,
