@@ -153,7 +153,7 @@ def dead(
         float, "of a layer's units; sparse healthy ReLU layers have up to a half, by batch"
     ] = 0.9,
     samples: Annotated[int, "steps in which they were dead throughout"] = 3,
-    positions: Annotated[int, "rows or positions in all; experts may see few"] = 64,
+    positions: Annotated[int, "rows or positions in all; experts may see few"] = 32,
     width: Annotated[int, "units; a narrow output may be sure of itself"] = 8,
 ) -> Iterator[Fault]:
     """Layers of which next to nothing is left."""

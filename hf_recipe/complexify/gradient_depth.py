@@ -6,13 +6,16 @@ absolute units: targets in millions have large gradients and train well.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
-from hf_recipe.core.check import Check
+from hf_recipe.core.check import Check, Measurement, Monitor
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.layers import LayerNumbers, LayerSample, LayerSamples
+from hf_recipe.instruments.window import Window
 
 
 def _matrices(sample: LayerSample) -> list[LayerNumbers]:
@@ -112,6 +115,78 @@ def exploding(
     )
 
 
+# ---------------------------------------------------------------- over the run
+
+
+@dataclass(frozen=True)
+class GradientCourse(Measurement):
+    """The gradient's norm and the loss, at first and now: medians over eight steps.
+
+    Attributes:
+        step: the last one.
+        early, lowest: norm over the first eight steps, and the smallest of the last eight.
+        early_loss, loss: over the same steps.
+    """
+
+    step: int
+    early: float
+    lowest: float
+    early_loss: float
+    loss: float
+
+
+def follow_norms(
+    state: dict[str, Any], window: Window, seen: Mapping[str, Measurement]
+) -> tuple[dict[str, Any], GradientCourse | None]:
+    """Keep the first and the last eight steps; measures every 16 steps or so, and at the end."""
+    state = {"first": [], "last": [], "told": 0, "step": 0, **state}
+    for step in window.steps:
+        norm = step.grad_norm
+        if norm is None or not math.isfinite(norm) or not math.isfinite(step.loss):
+            continue
+        state["step"] = step.step
+        if len(state["first"]) < 8:
+            state["first"] = [*state["first"], [norm, step.loss]]
+        else:
+            state["last"] = [*state["last"], [norm, step.loss]][-8:]
+    if len(state["last"]) < 8 or (state["step"] < state["told"] + 16 and not window.ended):
+        return state, None
+    state["told"] = state["step"]
+    first, last = state["first"], state["last"]
+    return state, GradientCourse(
+        step=state["step"],
+        early=median(norm for norm, _ in first),
+        lowest=min(norm for norm, _ in last),
+        early_loss=median(loss for _, loss in first),
+        loss=median(loss for _, loss in last),
+    )
+
+
+def grown(
+    course: GradientCourse,
+    *,
+    times: Annotated[float, "the run's own beginning, eight steps in a row"] = 1e3,
+) -> Iterator[Fault]:
+    """Every recent gradient is a thousand times the first ones', and the loss has not fallen."""
+    if not course.lowest > times * course.early or not course.loss >= course.early_loss:
+        return
+    yield Fault(
+        f"the gradient's norm has grown from {course.early:.3g} to {course.lowest:.3g} and more, "
+        f"while the loss went from {course.early_loss:.4g} to {course.loss:.4g}",
+        subject="run",
+        evidence={
+            "seen": f"{course.lowest / course.early:.1e} times",
+            "expected": f"< {times:.0e} times",
+            "step": course.step,
+        },
+        fix="TrainingArguments(..., max_grad_norm=1.0, learning_rate=args.learning_rate / 10)",
+    )
+
+
+FOLLOW_NORMS = Monitor(
+    name="follow the gradient's norm", moment="run", measures=(GradientCourse,), fold=follow_norms
+)
+
 VANISHING_GRADIENT = Check(
     name="vanishing-gradient",
     stage="complexify",
@@ -134,7 +209,7 @@ EXPLODING_GRADIENT = Check(
     fix="nn.init.kaiming_normal_(layer.weight)  # and normalisation between the layers",
     source="Pascanu et al., On the difficulty of training recurrent networks (2013)",
     unsure="A head that has converged gets little gradient of its own.",
-    judges=(exploding,),
+    judges=(exploding, grown),
     explains=("loss-diverged", "loss-spike"),
 )
 

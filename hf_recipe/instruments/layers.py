@@ -58,10 +58,18 @@ class LayerNumbers:
 
 @dataclass(frozen=True)
 class LayerSample:
-    """One step; `loss` is the last one read out by then, NaN where there is none."""
+    """One step.
+
+    Attributes:
+        step: its number.
+        loss: the last one read out by then, NaN where there is none.
+        norm: of the whole gradient before clipping, as the Trainer saw it; NaN: it did not.
+        layers: parameters that a gradient reached; none where the optimizer saw no gradient.
+    """
 
     step: int
     loss: float
+    norm: float
     layers: tuple[LayerNumbers, ...]
 
 
@@ -99,12 +107,14 @@ class LayerWatch:
     count: int = 0
     samples: list[LayerSample] = field(default_factory=list)
     _held: list[_Held] = field(default_factory=list)
+    _empty: bool = False
     _gradients: torch.Tensor | None = None
     _weights: torch.Tensor | None = None
 
     @torch.no_grad()
     def before(self, model: nn.Module, optimizer: Any) -> None:
         """Copy gradients and weights of the sampled elements; call it right before the update."""
+        self._empty = all(p.grad is None for p in model.parameters())
         groups = {id(p): g for g in optimizer.param_groups for p in g["params"]}
         reached = [
             (n, p)
@@ -128,13 +138,16 @@ class LayerWatch:
             self._weights = torch.cat([_part(h, h.parameter) for h in self._held])
 
     @torch.no_grad()
-    def after(self, step: int, loss: float, clipped_to: float) -> LayerSample | None:
+    def after(self, step: int, loss: float, norm: float, clipped_to: float) -> LayerSample | None:
         """The sample; call it right after the update.
 
         Args:
             step: the step that was taken.
+            loss, norm: see `LayerSample`.
             clipped_to: share of the gradient that clipping left.
         """
+        if self._empty:
+            return self._keep(LayerSample(step, loss, norm, ()))
         if self._gradients is None or self._weights is None:
             return None
         now = torch.cat([_part(h, h.parameter) for h in self._held])
@@ -161,7 +174,9 @@ class LayerWatch:
                 )
             )
         self._gradients = self._weights = None
-        sample = LayerSample(step=step, loss=loss, layers=tuple(layers))
+        return self._keep(LayerSample(step, loss, norm, tuple(layers)))
+
+    def _keep(self, sample: LayerSample) -> LayerSample:
         self.samples = [*self.samples, sample][-KEPT:]
         return sample
 

@@ -138,9 +138,9 @@ class CloserLook:
         assert self._layers is not None
         curve = self.recorder.curves.get("loss")
         losses = curve.y if curve is not None else []
-        sample = self._layers.after(
-            self._step, losses[-1] if losses else math.nan, self._left_by_clipping()
-        )
+        norm = math.nan if self.recorder.norm is None else float(self.recorder.norm)
+        loss = losses[-1] if losses else math.nan
+        sample = self._layers.after(self._step, loss, norm, self._left_by_clipping(norm))
         if sample is None or skipped:
             return
         inner = getattr(optimizer, "optimizer", optimizer)
@@ -152,12 +152,9 @@ class CloserLook:
         )
         self.examiner.judge(from_rank_0(samples), "run", step=self._step)
 
-    def _left_by_clipping(self) -> float:
+    def _left_by_clipping(self, norm: float) -> float:
         limit = float(self.trainer.args.max_grad_norm or 0) if self.trainer is not None else 0.0
-        if self.recorder.norm is None or limit <= 0:
-            return 1.0
-        norm = float(self.recorder.norm)
-        return min(1.0, limit / (norm + 1e-6)) if math.isfinite(norm) else 1.0
+        return min(1.0, limit / (norm + 1e-6)) if limit > 0 and math.isfinite(norm) else 1.0
 
     def _compare_ranks(self, step: int) -> None:
         model = self._model
