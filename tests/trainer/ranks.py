@@ -34,9 +34,8 @@ class Count(TrainerCallback):
         Count.steps = state.global_step
 
 
-if __name__ == "__main__":
-    kind, folder = sys.argv[1], Path(sys.argv[2])
-    cls = {"healthy": Trainer, "unwrapped": Unwrapped, "shared": Shared}[kind]
+def watched(cls: type[Trainer], folder: Path) -> str:
+    """One run; what was found on this rank."""
     trainer = cls(
         model=bert(),
         args=arguments(folder, max_steps=10),
@@ -46,8 +45,14 @@ if __name__ == "__main__":
     recipe = hf_recipe.attach(trainer, select=["complexify"])
     trainer.train()
     report = recipe.report
+    recipe.detach()
     found = sorted({f.check for f in report.flat if f.severity == "error"})
-    ran = [name for name in ("ranks-diverged", "ranks-share-data") if name in report.ran]
-    text = f"world {dist.get_world_size()} steps {Count.steps} ran {ran} found {found} "
-    text += f"crashed {report.crashed}"
-    (folder / f"rank{trainer.args.process_index}.txt").write_text(text)
+    ran = sum(name in report.ran for name in ("ranks-diverged", "ranks-share-data"))
+    return f"steps {Count.steps} ran {ran} found {found} crashed {report.crashed}"
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    lines = [watched(cls, place) for cls in (Trainer, Unwrapped, Shared)]
+    text = "\n".join([f"world {dist.get_world_size()}", *lines])
+    (place / f"rank{dist.get_rank()}.txt").write_text(text)

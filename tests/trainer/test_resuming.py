@@ -36,9 +36,7 @@ def test_judging():
     assert position.severity == "note"
 
 
-@pytest.mark.parametrize(
-    "lost", [None, "optimizer.pt", "scheduler.pt", "rng_state.pth"], ids=str
-)
+@pytest.mark.parametrize("lost", [None, "optimizer.pt", "scheduler.pt", "rng_state.pth"], ids=str)
 def test_a_resumed_run(tmp_path, lost):
     settings = {"max_steps": 12, "save_strategy": "steps", "save_steps": 6}
     first = classifier(tmp_path, **settings)
