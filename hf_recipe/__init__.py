@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from hf_recipe.baselines.output_bias import set_output_bias as set_output_bias
     from hf_recipe.catalogue import CHECKS as CHECKS
     from hf_recipe.core.report import Report as Report
+    from hf_recipe.explanation import explain as explain
+    from hf_recipe.inspection import inspect_dataset as inspect_dataset
+    from hf_recipe.regularize.early_stopping import EarlyStopping as EarlyStopping
     from hf_recipe.trainer.attach import attach as attach
     from hf_recipe.trainer.border import RecipeError as RecipeError
     from hf_recipe.trainer.callback import HockeyStickCallback as HockeyStickCallback
@@ -33,6 +36,7 @@ _HOMES = {
     "CHECKS": "hf_recipe.catalogue",
     "DistillationTrainer": "hf_recipe.tune.distillation",
     "DistillationTrainingArguments": "hf_recipe.tune.distillation_arguments",
+    "EarlyStopping": "hf_recipe.regularize.early_stopping",
     "HockeyStickCallback": "hf_recipe.trainer.callback",
     "InitialLossCallback": "hf_recipe.trainer.callback",
     "LRDecayCallback": "hf_recipe.trainer.callback",
@@ -40,7 +44,9 @@ _HOMES = {
     "RecipeError": "hf_recipe.trainer.border",
     "Report": "hf_recipe.core.report",
     "attach": "hf_recipe.trainer.attach",
+    "explain": "hf_recipe.explanation",
     "expected_initial_loss": "hf_recipe.baselines.initial_loss",
+    "inspect_dataset": "hf_recipe.inspection",
     "set_output_bias": "hf_recipe.baselines.output_bias",
 }
 

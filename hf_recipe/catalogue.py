@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from hf_recipe.core.check import Check, Measurement, Monitor, Probe, judged
@@ -95,13 +93,6 @@ def measurement_kinds() -> dict[str, type[Measurement]]:
     """Every kind of measurement that some check judges, by name."""
     kinds = (judged(judge) for check in CHECKS.values() for judge in check.judges)
     return {kind.kind(): kind for kind in kinds}
-
-
-@functools.cache
-def stored_checks() -> dict[str, dict[str, Any]]:
-    """The generated ``checks.json``: what `explain` and the settings need, without torch."""
-    text = Path(__file__).with_name("checks.json").read_text(encoding="utf-8")
-    return dict(json.loads(text))
 
 
 def complete(

@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,37 +76,18 @@ def _never(options: Any) -> int:
 
 
 def _explain(options: Any) -> int:
-    from hf_recipe.catalogue import stored_checks
+    from hf_recipe.explanation import explain, stored_checks
 
     checks = stored_checks()
     if options.name is None:
         for name, entry in checks.items():
             print(f"{name:<32} {entry['stage']:<11} {entry['severity']:<8}")
         return CLEAN
-    if options.name not in checks:
-        near = difflib.get_close_matches(options.name, checks, 1)
-        hint = f"; did you mean {near[0]}?" if near else "; hf-recipe explain lists them"
-        raise UsageError(f"no check is called {options.name!r}{hint}")
-    print(explanation(options.name, checks[options.name]))
+    try:
+        print(explain(options.name))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     return CLEAN
-
-
-def explanation(name: str, entry: dict[str, Any]) -> str:
-    """What is known of a check, as text of at most 100 columns."""
-    moments = ", ".join(entry["moments"])
-    lines = [f"{name}   {entry['severity']}, stage {entry['stage']}, looked at: {moments}", ""]
-    fields = [("why", entry["why"]), ("fix", entry["fix"]), ("known problems", entry["unsure"])]
-    fields += [("source", entry["source"]), ("runs by", entry.get("call", ""))]
-    fields += [("accounts for", ", ".join(entry.get("explains", ())))]
-    for label, text in fields:
-        if text:
-            body = textwrap.wrap(text, 82, subsequent_indent=" " * 16)
-            lines.append(f"{label:<16}" + "\n".join(body))
-    for threshold, told in entry.get("thresholds", {}).items():
-        default, why = told.get("default"), told.get("provenance", "")
-        lines.append(f"{'threshold':<16}{threshold} = {default}" + (f"   ({why})" if why else ""))
-    lines += ["", f"{'silence':<16}hf_recipe.attach(trainer, ignore=[{name!r}])"]
-    return "\n".join(lines)
 
 
 def _env(options: Any) -> int:
@@ -145,7 +124,7 @@ def _read_report(path: str) -> Any:
         return Report.from_json(path)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is not a report: {str(error).splitlines()[0]}") from None
 
 

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from hf_recipe.catalogue import CHECKS, MONITORS, PROBES, measurement_kinds, stored_checks
+from hf_recipe.catalogue import CHECKS, MONITORS, PROBES, measurement_kinds
 from hf_recipe.core.finding import MOMENTS, STAGES
+from hf_recipe.explanation import stored_checks
 from scripts.catalogue import PAGES, as_json, as_markdown
 
 NAMES = sorted(CHECKS)

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "hf_recipe"
 ORDER = [
     {"core"},
-    {"instruments", "report"},
+    {"instruments", "report", "explanation"},
     {"data"},
     {"baselines"},
     {"complexify"},

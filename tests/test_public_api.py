@@ -19,6 +19,7 @@ NAMES = [
     "Report",
     "__version__",
     "attach",
+    "expected_initial_loss",
     "explain",
     "inspect_dataset",
     "set_output_bias",

@@ -243,7 +243,7 @@ def class_imbalance(
         return
     counts = labels.counts
     total, most, least = sum(counts.values()), max(counts.values()), min(counts.values())
-    if len(counts) > 1 and most < ratio * least and (least >= fewest or total < 4 * fewest):
+    if len(counts) > 1 and most < ratio * least and (least >= fewest or most < 2 * least):
         return
     entropy, level = prior_entropy(counts), math.log(max(len(counts), 1))
     if len(counts) == 1:

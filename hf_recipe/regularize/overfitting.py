@@ -41,8 +41,9 @@ class Turn(Measurement):
         best_step, step: optimizer steps done at the best evaluation, and at the latest one.
         best, latest: the metric's value there; ``latest`` is the median of the last three.
         worse: how much worse ``latest`` is, in the metric's unit; positive is worse.
-        standard_error: of that difference: paired over rows where the metric is the loss and the
-            rows' losses are known, otherwise from the metric's own scatter around its trend.
+        scatter: standard deviation of one evaluation around the metric's own course.
+        paired_error: standard error of the difference over rows, where the metric is the loss and
+            the rows' losses are known; otherwise 0.
         since: evaluations after the best one.
         train_before, train_after: mean training loss around the best evaluation, and now.
         train_error: standard error of their difference.
@@ -55,7 +56,8 @@ class Turn(Measurement):
     best: float
     latest: float
     worse: float
-    standard_error: float
+    scatter: float
+    paired_error: float
     since: int
     train_before: float
     train_after: float
@@ -102,13 +104,12 @@ def fold(
     best = split["best"]
     state["splits"] = {**state["splits"], evaluation.split: split}
     if best is None or signed < best["signed"]:
-        split["best"] = {"signed": signed, "step": evaluation.step, "rows": rows, "train": around}
-        split["since"] = 0
-        return state, None
-    split["since"] += 1
-    if split["since"] < 3:
-        return state, None
-    latest = sorted(split["values"][-3:])[1]
+        best = {"signed": signed, "step": evaluation.step, "rows": rows, "train": around}
+        split["best"], split["since"] = best, 0
+    else:
+        split["since"] += 1
+    recent = sorted(split["values"][-min(3, split["since"] + 1) :])
+    latest = recent[len(recent) // 2]
     before, after = _mean(best["train"]), _mean(around)
     sign = -1.0 if declared.greater_is_better else 1.0
     return state, Turn(
@@ -118,8 +119,9 @@ def fold(
         step=evaluation.step,
         best=sign * best["signed"],
         latest=sign * latest,
-        worse=latest - best["signed"],
-        standard_error=_error(split["values"], best["rows"], rows),
+        worse=max(0.0, latest - best["signed"]),
+        scatter=_scatter(split["values"]),
+        paired_error=_paired(best["rows"], rows),
         since=split["since"],
         train_before=before[0],
         train_after=after[0],
@@ -136,50 +138,54 @@ def _value(evaluation: Evaluation, name: str) -> float | None:
     return None
 
 
-def _error(values: list[float], best: list[float], rows: list[float]) -> float:
-    """Standard error of latest - best: scatter between evaluations, and the rows where known.
-
-    The scatter is that of the values around the line through their neighbours; both come
-    together, since more rows do not still a training that jumps from evaluation to evaluation.
-    """
+def _scatter(values: list[float]) -> float:
+    """Standard deviation of one value around the course of its neighbours."""
     bends = [
         (a - 2 * b + c) ** 2 / 6
         for a, b, c in zip(values[:-2], values[1:-1], values[2:], strict=True)
     ][-20:]
-    scatter = sorted(bends)[len(bends) // 2] / 0.455 if bends else 0.0  # median of a chi-square
-    paired = 0.0
-    if len(rows) == len(best) and rows:
-        paired = _mean([a - b for a, b in zip(rows, best, strict=True)])[1]
-        paired = paired if math.isfinite(paired) else 0.0
-    return math.sqrt(scatter + paired)
+    return math.sqrt(sorted(bends)[len(bends) // 2] / 0.455) if bends else 0.0  # chi-square median
+
+
+def _paired(best: list[float], rows: list[float]) -> float:
+    """Standard error of the mean difference of the same rows."""
+    if not rows or len(rows) != len(best):
+        return 0.0
+    variance = _mean([a - b for a, b in zip(rows, best, strict=True)])[1]
+    return math.sqrt(variance) if math.isfinite(variance) else 0.0
 
 
 def overfitting(
     turn: Turn,
     *,
-    z: Annotated[
-        float, "standard errors: the best of 30 evaluations alone lies 2 under the course"
-    ] = 5,
+    z: Annotated[float, "scatters: the best of 30 evaluations alone lies 2 under the course"] = 5,
+    z_rows: Annotated[float, "paired standard errors: 1 % by chance, two-sided"] = 2.6,
     relative: Annotated[
         float, "2 % of the best value: a smaller turn costs less than it says"
     ] = 0.02,
 ) -> Iterator[Fault]:
     """Validation is worse than it was, beyond noise, and training is better."""
-    if not turn.worse > max(z * turn.standard_error, relative * abs(turn.best)):
+    if turn.since < 3:
         return
+    noise = max(z * turn.scatter, z_rows * turn.paired_error)
+    if not (noise >= 0 and turn.worse > max(noise, relative * abs(turn.best))):
+        return
+    allowed = max(noise, relative * abs(turn.best))
     if not turn.train_before - turn.train_after > 2 * turn.train_error:
         return
+    error = max(turn.scatter, turn.paired_error)
     yield Fault(
         message=f"{turn.metric} was best at step {turn.best_step:,} ({turn.best:.4g}) and is "
-        f"{turn.worse:.2g} +- {turn.standard_error:.1g} worse at step {turn.step:,}, while the "
-        f"training loss fell from {turn.train_before:.3g} to {turn.train_after:.3g}; {ORDER}",
+        f"{turn.worse:.2g} +- {error:.1g} worse at step {turn.step:,}, while "
+        f"the training loss fell from {turn.train_before:.3g} to {turn.train_after:.3g}; {ORDER}",
         subject=turn.metric,
         evidence={
             "seen": f"{turn.latest:.4g} after {turn.best:.4g} at step {turn.best_step:,}",
-            "expected": f"within {z:g} standard errors of its best while training falls",
+            "expected": f"less than {allowed:.2g} worse than its best",
             "best_step": turn.best_step,
             "worse": turn.worse,
-            "standard_error": turn.standard_error,
+            "scatter": turn.scatter,
+            "paired_error": turn.paired_error,
             "train_before": turn.train_before,
             "train_after": turn.train_after,
         },

@@ -8,7 +8,6 @@ class, so that equal inputs never fall on both sides and the cut is the same on 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from hf_recipe.runner.cutting import cut, row_bytes
 from hf_recipe.runner.options import TASKS, Options, UsageError
 
 LABELS = ("label", "labels", "target", "class", "y", "score", "category")
@@ -66,7 +66,7 @@ class Data:
         for name in sorted(self.splits):
             split = self.splits[name]
             digest.update(f"{name}{len(split)}".encode())
-            for row in _plain(split, [*self.inputs, "label"]):
+            for row in row_bytes(split, [*self.inputs, "label"]):
                 digest.update(row)
         return digest.hexdigest()[:16]
 
@@ -340,62 +340,6 @@ def _sortable(value: Any) -> tuple[str, Any]:
 
 def _name(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-# ------------------------------------------------------------------ cutting
-
-
-def cut(
-    rows: datasets.Dataset,
-    inputs: Sequence[str],
-    share: float,
-    seed: int,
-    classes: Sequence[str] = (),
-) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Two parts of `rows`, the second with about `share` of each class (or tenth of the range).
-
-    Rows with equal inputs stay together.
-    """
-    keys = [hashlib.sha256(f"{seed}".encode() + row).digest() for row in _plain(rows, inputs)]
-    labels = np.asarray(rows["label"])
-    if not classes:
-        edges = np.quantile(labels.astype(float), np.linspace(0, 1, 11)[1:-1])
-        labels = np.searchsorted(edges, labels.astype(float))
-    groups: dict[bytes, list[int]] = {}
-    for index, key in enumerate(keys):
-        groups.setdefault(key, []).append(index)
-    strata: dict[int, list[bytes]] = {}
-    for key, members in groups.items():
-        common = Counter(int(labels[i]) for i in members).most_common(1)[0][0]
-        strata.setdefault(common, []).append(key)
-    second: set[int] = set()
-    for keys_of in strata.values():
-        wanted = share * sum(len(groups[key]) for key in keys_of)
-        taken = 0
-        for key in sorted(keys_of):
-            if taken + len(groups[key]) / 2 > wanted:
-                break
-            second.update(groups[key])
-            taken += len(groups[key])
-    first = [i for i in range(len(rows)) if i not in second]
-    return rows.select(first), rows.select(sorted(second))
-
-
-def _plain(rows: datasets.Dataset, columns: Sequence[str]) -> list[bytes]:
-    """Each row's values of `columns` as bytes."""
-    parts: list[list[bytes]] = []
-    for column in columns:
-        if isinstance(rows.features[column], datasets.Image):
-            encoded = rows.cast_column(column, datasets.Image(decode=False))[column]
-            parts.append([_image_bytes(value) for value in encoded])
-        else:
-            parts.append([repr(value).encode() for value in rows[column]])
-    return [b"\x00".join(values) for values in zip(*parts, strict=True)]
-
-
-def _image_bytes(value: Mapping[str, Any]) -> bytes:
-    content = value.get("bytes")
-    return content if content is not None else Path(value["path"]).read_bytes()
 
 
 def _first_line(error: BaseException) -> str:

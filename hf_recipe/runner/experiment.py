@@ -19,21 +19,23 @@ from typing import Any
 
 import numpy as np
 import transformers
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import Trainer, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
-from hf_recipe.catalogue import stored_checks
+from hf_recipe import __version__
+from hf_recipe.baselines.output_bias import set_output_bias
 from hf_recipe.core.config import Settings
-from hf_recipe.core.exhibit import Curve, Line
 from hf_recipe.core.finding import STAGES, Stage
 from hf_recipe.core.report import Report
+from hf_recipe.explanation import stored_checks
 from hf_recipe.instruments.compare import Outcome, Variant, remembered
 from hf_recipe.instruments.distributed import rank, world_size
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.feed import Feed
-from hf_recipe.runner.ledger import Ledger, command_line, git_state, tracked
+from hf_recipe.runner.ledger import SEEN_BEFORE, Ledger, command_line, git_state, tracked
 from hf_recipe.runner.models import build, given_config
 from hf_recipe.runner.options import Options, split_list
+from hf_recipe.runner.pieces import Part, WholeEvaluation, row_losses
 from hf_recipe.runner.show import Show
 from hf_recipe.trainer.attach import attach, known_thresholds
 from hf_recipe.trainer.metrics import PRIMARY, compute_metrics_for
@@ -97,6 +99,7 @@ class Lab:
         self.group = time.strftime("recipe-%Y%m%d-%H%M%S")
         self.context = self._context()
         self.ledger = Ledger(folder / "experiments.csv", command_line(), git_state())
+        self.bias = ""
         self._watched: set[str] = set()
         self._train = remembered(self._experiment, folder / "outcomes" / self.context)
 
@@ -147,7 +150,9 @@ class Lab:
         outcome = self._train(variant)
         if self.leads:
             self._take_in(variant)
-            number = self.ledger.record(self.stage, variant, outcome, note=self._note(outcome))
+            number = self.ledger.record(
+                self.stage, variant, outcome, note=self._note(variant, outcome)
+            )
             self.show.experiment(number, variant, outcome, self.metric_name, known=known)
         return outcome
 
@@ -180,6 +185,8 @@ class Lab:
         """A Trainer for `setup`, its model freshly drawn."""
         set_seed(args.seed)
         model = build(self.data, self.feed, self.options, setup.model, setup.dropout)
+        if not self.pretrained:
+            self.bias = self._init_well(model)
         common: dict[str, Any] = {
             "model": model,
             "args": args,
@@ -202,6 +209,16 @@ class Lab:
         trainer.add_callback(WholeEvaluation())
         trainer.remove_callback(transformers.PrinterCallback)
         return trainer
+
+    def _init_well(self, model: Any) -> str:
+        """Let the fresh model predict the labels' frequencies from the first step on."""
+        try:
+            change = set_output_bias(
+                model, self.feed.rows("train"), data_collator=self.feed.collate, rows=256
+            )
+        except ValueError as error:
+            return str(error)
+        return f"the output bias is set to the label frequencies ({change.before:.4f} nats saved)"
 
     def arguments(self, setup: Setup, variant: Variant) -> Any:
         """The user's TrainingArguments with this experiment's settings."""
@@ -262,7 +279,7 @@ class Lab:
         validation = trainer.predict(self.feed.rows("validation"), metric_key_prefix="validation")
         train = self.feed.rows(setup.part)
         chosen = range(0, len(train), max(1, len(train) // TRAIN_SAMPLE))
-        sample = train.select(chosen) if hasattr(train, "select") else _Part(train, chosen)
+        sample = train.select(chosen) if hasattr(train, "select") else Part(train, chosen)
         seen = trainer.predict(sample, metric_key_prefix="train")
         own = row_losses(seen.predictions, seen.label_ids)
         history = trainer.state.log_history
@@ -334,8 +351,10 @@ class Lab:
             if settings.selects(name, entry["stage"]) and stage in (None, entry["stage"])
         }
 
-    def _note(self, outcome: Outcome) -> str:
+    def _note(self, variant: Variant, outcome: Outcome) -> str:
         facts = outcome.facts
+        if "validation" in variant.settings["part"]:
+            return SEEN_BEFORE
         if not np.isfinite(outcome.loss):
             return "diverged"
         stopped = facts["steps"] < facts["planned"]
@@ -371,62 +390,10 @@ class Lab:
         shared: dict[str, str] = {}
         for section in (self.options.model, self.options.data, self.options.training):
             shared |= {k: str(v) for k, v in vars(section).items() if k in self.options.given - own}
-        text = json.dumps([self.data.fingerprint, shared], sort_keys=True)
+        text = json.dumps([__version__, self.data.fingerprint, shared], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-class _Part:
-    """Some rows of a data set."""
-
-    def __init__(self, rows: Any, chosen: range) -> None:
-        self.rows, self.chosen = rows, chosen
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.rows[self.chosen[index]]
-
-
-class Progress(TrainerCallback):  # type: ignore[misc]
-    """Tells a `Show` how far a training is."""
-
-    def __init__(self, tell: Any) -> None:
-        self.tell = tell
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.tell(state.global_step, state.max_steps)
-
-
-class WholeEvaluation(TrainerCallback):  # type: ignore[misc]
-    """``dataloader_drop_last`` would cut evaluation sets too; training's loader stands by now."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        args.dataloader_drop_last = False
 
 
 def known_names() -> tuple[str, ...]:
     """Names and stages that `ignore` may hold."""
     return (*stored_checks(), *STAGES)
-
-
-def row_losses(predictions: Any, labels: Any) -> tuple[float, ...]:
-    """Loss of each row: cross-entropy in nats, or the squared error of a single output."""
-    logits = np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
-    logits, labels = logits.astype(np.float64), np.asarray(labels).reshape(-1)
-    if logits.ndim == 1 or logits.shape[-1] == 1:
-        losses = (logits.reshape(-1) - labels) ** 2
-    else:
-        top = logits.max(-1, keepdims=True)
-        total = np.log(np.exp(logits - top).sum(-1)) + top[:, 0]
-        losses = total - logits[np.arange(len(labels)), labels.astype(int)]
-    return tuple(float(loss) for loss in losses)
-
-
-def curves(outcome: Outcome, title: str, stage: Stage) -> Curve:
-    """Training and validation loss over steps, for the report."""
-    lines = []
-    for name, key in (("training", "train_curve"), ("validation", "curve")):
-        points = outcome.facts[key]
-        lines.append(Line(name, tuple(p[0] for p in points), tuple(p[1] for p in points)))
-    return Curve(title, stage, "step", "loss", tuple(lines))

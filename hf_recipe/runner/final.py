@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 from transformers import Trainer
+from transformers.trainer_utils import IntervalStrategy
 
 from hf_recipe.core.exhibit import Answer, Table
 from hf_recipe.core.report import write_atomically
 from hf_recipe.instruments.compare import Variant
 from hf_recipe.instruments.distributed import from_rank_0
-from hf_recipe.runner.experiment import Lab, Setup, row_losses
+from hf_recipe.runner.experiment import Lab, Setup
 from hf_recipe.runner.gates import wilson
 from hf_recipe.runner.journey import Journey
 from hf_recipe.runner.models import load_saved
+from hf_recipe.runner.pieces import row_losses
 from hf_recipe.trainer.metrics import compute_metrics_for
 
 BOTH = "train+validation"
@@ -65,6 +67,7 @@ def _results(lab: Lab, variants: dict[str, Variant]) -> dict[str, dict[str, Any]
 def _read(lab: Lab, variant: Variant) -> dict[str, Any]:
     args = lab.arguments(Setup(**variant.settings), variant)
     args.report_to, args.dataloader_drop_last = [], False
+    args.eval_strategy = IntervalStrategy.NO
     model = load_saved(lab.model_path(variant))
     trainer = Trainer(
         model=model,

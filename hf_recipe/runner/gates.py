@@ -88,9 +88,9 @@ def complexify_gate(
         return gate_of("complexify", [("fail", f"{text}; the loss is not finite")])
     if gap > OVERFITS_AT * error:
         return gate_of("complexify", [("pass", f"{text}; it overfits")])
-    if gap > 0:
-        return gate_of("complexify", [("warn", f"{text}; within two standard errors")])
     advice = "it does not overfit: a larger model, or longer training"
+    if gap >= -OVERFITS_AT * error:
+        return gate_of("complexify", [("warn", f"{text}; within two standard errors: {advice}")])
     return gate_of("complexify", [("fail", f"{text}; {advice}")])
 
 
@@ -139,7 +139,9 @@ def tune_gate(
         points.append(("pass", f"better than the stage before by {gain}"))
     else:
         points.append(("warn", f"gain {gain}: within seed noise, the stage before is kept"))
-    if target is not None:
+    if target is None:
+        points.append(("pass", "SOTA is not claimed: no --target_metric was given"))
+    else:
         name, value = target
         got = "unknown" if reached is None else f"{reached:.4f}"
         meets = reached is not None and reached >= value

@@ -37,6 +37,9 @@ COLUMNS = (
 )
 
 
+SEEN_BEFORE = "validation was learned from: not a score"
+
+
 @dataclass
 class Ledger:
     """Appends to a csv; a line that is there already is not written again.
@@ -57,8 +60,9 @@ class Ledger:
         for line in known:
             if line["key"] == variant.key:
                 return int(line["number"])
-        losses = [float(line["validation_loss"]) for line in known] + [outcome.loss]
-        finite = [loss for loss in losses if loss == loss]
+        fair = [float(line["validation_loss"]) for line in known if line["note"] != SEEN_BEFORE]
+        fair += [outcome.loss] if note != SEEN_BEFORE else []
+        finite = [loss for loss in fair if loss == loss]
         row: dict[str, Any] = {
             "number": len(known) + 1,
             "time": time.strftime("%Y-%m-%d %H:%M:%S"),

@@ -64,6 +64,8 @@ class Show:
         self._told.add(variant.key)
         loss = f"{outcome.loss:.4f}" if math.isfinite(outcome.loss) else "not finite"
         score = "" if outcome.metric is None else f"  {metric} {outcome.metric:.4f}"
+        if "validation" in variant.settings["part"]:
+            loss, score = "-", ""  # it was learned from: not a score
         cost = "done before" if known else f"{outcome.cost:.1f} s"
         what = f"{variant.change} (seed {variant.seed})"
         self.say(f"  {number:3d}  {what:<52}  loss {loss}{score}  {cost}")
@@ -74,7 +76,7 @@ class Show:
         if not (self.leads and self.console.is_terminal):
             yield None
             return
-        from hf_recipe.runner.experiment import Progress as Teller
+        from hf_recipe.runner.pieces import Progress as Teller
 
         columns = (TextColumn("       {task.description}"), BarColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self.console, transient=True) as progress:

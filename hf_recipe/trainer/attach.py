@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_recipe.catalogue import stored_checks
 from hf_recipe.core.config import Settings
+from hf_recipe.explanation import stored_checks
 from hf_recipe.trainer.callback import RecipeCallback, share
 from hf_recipe.trainer.recipe import Recipe
 

@@ -1,19 +1,20 @@
-"""The border between the recipe and the training that it watches."""
+"""The border between our watching and the user's training."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_recipe.core.finding import Finding
 
-if TYPE_CHECKING:
-    from hf_recipe.trainer.recipe import Recipe
-
 
 class RecipeError(RuntimeError):
-    """Raised for findings of severity error where ``on_error`` asks for it."""
+    """Raised for findings of severity error where ``on_error`` asks for it.
+
+    Attributes:
+        findings: the errors.
+    """
 
     def __init__(self, findings: list[Finding]) -> None:
         self.findings = findings
@@ -22,17 +23,17 @@ class RecipeError(RuntimeError):
 
 
 def event(method: Callable[..., None]) -> Callable[..., None]:
-    """The border towards the training: our own errors end the watching, not the run."""
+    """Our own errors end the watching, not the run; what the user asked to raise is raised."""
 
     @functools.wraps(method)
-    def guarded(self: Recipe, *args: Any, **kwargs: Any) -> None:
+    def guarded(self: Any, *args: Any, **kwargs: Any) -> None:
         if self.paused or self.detached:
             return
         try:
             method(self, *args, **kwargs)
         except RecipeError:
             raise
-        except Exception as error:
+        except Exception as error:  # an observer does no harm
             self.fail(method.__name__, error)
 
     return guarded

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 from transformers import TrainerCallback
 
-from hf_recipe.catalogue import stored_checks
 from hf_recipe.core.config import Settings
+from hf_recipe.explanation import stored_checks
 from hf_recipe.trainer.recipe import Recipe
 
 _SHARED: dict[int, tuple[weakref.ref[Any], weakref.ref[Recipe]]] = {}

@@ -113,6 +113,14 @@ def borrowed(trainer: Any) -> Iterator[None]:
         trainer.accelerator._dataloaders[:] = loaders
 
 
+@contextmanager
+def before_training(trainer: Any, *, fresh: bool) -> Iterator[Subject]:
+    """The subject as it will be at train begin; nothing of it is left in the run."""
+    bare = Subject(trainer.model, trainer.args, None, {}, trainer=trainer)
+    with guard_of(bare), borrowed(trainer):
+        yield subject_of_trainer(trainer, fresh=fresh)
+
+
 def sharded(trainer: Any) -> bool:
     """Whether parameters are spread over processes, so that no rank holds them whole."""
     return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
@@ -120,6 +128,14 @@ def sharded(trainer: Any) -> bool:
 
 def _quantised(trainer: Any) -> bool:
     return "bnb" in str(trainer.args.optim) or "8bit" in str(trainer.args.optim)
+
+
+def seen_only_while_training(trainer: Any) -> bool:
+    """Whether rows cannot be drawn beforehand: a stream, or a dataloader of the user's own."""
+    train = trainer.train_dataset
+    subject = Subject(trainer.model, trainer.args, None, {}, trainer=trainer)
+    stream = not (hasattr(train, "__getitem__") and hasattr(train, "__len__"))
+    return stream or subject.overridden("train") is not None
 
 
 def with_update(subject: Subject) -> Plan | None:

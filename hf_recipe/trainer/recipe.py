@@ -10,9 +10,11 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
+from hf_recipe.baselines.one_batch import OneBatch, overfit_one_batch
 from hf_recipe.catalogue import CHECKS
 from hf_recipe.complexify.resuming import state_of
 from hf_recipe.core.check import Probe
@@ -23,7 +25,7 @@ from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.distributed import from_rank_0, rank, world_size
 from hf_recipe.instruments.record import Recorder, flushes_at
 from hf_recipe.instruments.subject import Plan, Subject
-from hf_recipe.instruments.window import Evaluation, Window
+from hf_recipe.instruments.window import Window
 from hf_recipe.trainer import preflight
 from hf_recipe.trainer.border import RecipeError, event
 from hf_recipe.trainer.closer_look import CloserLook
@@ -34,7 +36,7 @@ from hf_recipe.trainer.units import Units
 from hf_recipe.trainer.watch import Watch
 
 STATE_KEY = "hf_recipe"
-MOST_ROWS = 65_536
+OVERFIT = Probe("overfit one batch", "probe", (OneBatch,), lambda subject: ())
 
 
 class Recipe:
@@ -67,7 +69,7 @@ class Recipe:
                 trainer,
                 self.recorder,
                 self.evaluation,
-                unit=self._evaluation_unit,
+                unit=self.units.evaluation,
                 first_step=self._first_step,
                 before_backward=self.before_backward,
                 closer_look=self.closer_look,
@@ -101,17 +103,32 @@ class Recipe:
         Raises:
             RecipeError: on findings of severity error, where ``on_error`` is "stop" or "raise".
         """
-        if self.trainer is None:
-            raise ValueError("preflight() needs a Trainer: use hf_recipe.attach(trainer)")
-        trainer = self.trainer
-        fresh = trainer.state.global_step == 0 and not self._is_moved(trainer.model)
-        bare = Subject(trainer.model, trainer.args, None, {}, trainer=trainer)
-        with preflight.guard_of(bare), preflight.borrowed(trainer):
-            subject = preflight.subject_of_trainer(trainer, fresh=fresh)
+        with self._before_training() as subject:
             self._examine(subject)
         self.closing.after_preflight()
         self._stop_before_step_1()
         return self.findings
+
+    def overfit_one_batch(
+        self, *, rows: int | None = None, max_steps: int = 150
+    ) -> OneBatch | None:
+        """Train on one fixed batch until its floor, then put every weight back, bit for bit.
+
+        Args:
+            rows: rows of the batch; default: the per-device batch size, at most 16.
+            max_steps: steps of each attempt; a second attempt follows a ladder of rates.
+
+        Returns:
+            How it went; None where it could not be tried (``report.skipped`` says why).
+        """
+        probe = replace(
+            OVERFIT, take=lambda s: [overfit_one_batch(s, rows=rows, max_steps=max_steps)]
+        )
+        with self._before_training() as subject:
+            self.examiner.examine(probe, subject, lambda: preflight.guard_of(subject))
+        self.closing.write()
+        found = self.examiner.latest.get(OneBatch.kind())
+        return found if isinstance(found, OneBatch) else None
 
     def pause(self) -> None:
         """Stop looking on until `resume`; costs nothing while paused."""
@@ -250,7 +267,7 @@ class Recipe:
     def evaluated(self, state: Any, control: Any, metrics: Mapping[str, Any]) -> None:
         """One evaluation set has been passed over."""
         self._flush()
-        evaluation = self._take_evaluation(state.global_step, metrics)
+        evaluation = self.evaluation.read(state.global_step, metrics, self.units.evaluation())
         self._fold(Window(evaluation=evaluation, plan=self.plan))
         self.closing.evaluated(evaluation)
         self._act(control)
@@ -286,6 +303,12 @@ class Recipe:
 
     # ---------------------------------------------------------------- inside
 
+    def _before_training(self) -> AbstractContextManager[Subject]:
+        if self.trainer is None:
+            raise ValueError("a callback alone cannot do this: use hf_recipe.attach(trainer)")
+        fresh = self.trainer.state.global_step == 0 and not self._is_moved(self.trainer.model)
+        return preflight.before_training(self.trainer, fresh=fresh)
+
     def _subject(self, args: Any, state: Any, fresh: bool, seen: Mapping[str, Any]) -> Subject:
         if self.trainer is None:
             return preflight.subject_of_callback(args, state, fresh, seen)
@@ -310,7 +333,7 @@ class Recipe:
 
     def _first_step(self, inputs: Mapping[str, Any]) -> None:
         """Inside the first training step: probe streams on its real inputs."""
-        if self.trainer is None or not self._only_while_training():
+        if self.trainer is None or not preflight.seen_only_while_training(self.trainer):
             return
         state = self.trainer.state
         fresh = state.global_step == 0 and not self._is_moved(self.trainer.model)
@@ -326,26 +349,13 @@ class Recipe:
             self.fail("first step", error)
         self._stop_before_step_1()
 
-    def _only_while_training(self) -> bool:
-        train = self.trainer.train_dataset
-        subject = Subject(self.trainer.model, self.trainer.args, None, {}, trainer=self.trainer)
-        stream = not (hasattr(train, "__getitem__") and hasattr(train, "__len__"))
-        return stream or subject.overridden("train") is not None
-
     def _flush(self, *, ended: bool = False) -> None:
-        steps = self.recorder.flush(self._step_unit)
+        steps = self.recorder.flush(self.units.step)
         if steps or ended:
             self._fold(Window(steps=steps, plan=self.plan, ended=ended))
 
     def _fold(self, window: Window) -> None:
         self.watch.fold(window, self.recorder.last_step)
-
-    def _take_evaluation(self, step: int, metrics: Mapping[str, Any]) -> Evaluation:
-        prefix = next((k[: -len("_runtime")] for k in metrics if k.endswith("_runtime")), "eval")
-        split = prefix.removeprefix("eval_") if prefix != "eval" else "validation"
-        rows, batches = self.evaluation.take(MOST_ROWS, self._evaluation_unit())
-        numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
-        return Evaluation(step, split, rows, batches, numbers)
 
     def _take_up_state(self, state: Any) -> Mapping[str, Any]:
         """Ride in the TrainerState as a plain dict: saved with every checkpoint, read on resume."""
@@ -358,12 +368,6 @@ class Recipe:
         saved = dict(kept.get("saved", {})) if isinstance(kept, dict) else {}
         state.stateful_callbacks[STATE_KEY] = self.closing.live_state()
         return saved
-
-    def _step_unit(self, micro_batches: int) -> float:
-        return self.units.step(micro_batches)
-
-    def _evaluation_unit(self) -> float:
-        return self.units.evaluation()
 
     def _is_moved(self, model: Any) -> bool:
         return self._moved is not None and self._moved() is model

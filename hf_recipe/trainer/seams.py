@@ -19,6 +19,7 @@ import torch
 from hf_recipe.instruments.distributed import from_all_ranks
 from hf_recipe.instruments.record import Recorder, RowRecorder
 from hf_recipe.instruments.row_losses import row_losses
+from hf_recipe.instruments.window import Evaluation
 
 if TYPE_CHECKING:
     from hf_recipe.trainer.closer_look import CloserLook
@@ -30,6 +31,9 @@ SEAMS = (
     "prediction_step",
     "_load_optimizer_and_scheduler",
 )
+
+
+MOST_ROWS = 65_536  # of one evaluation, whose losses are kept
 
 
 class EvaluationRecorder:
@@ -51,6 +55,14 @@ class EvaluationRecorder:
             self.row_losses = None
         elif self.row_losses is not None:
             self.row_losses.append(rows)
+
+    def read(self, step: int, metrics: Mapping[str, Any], unit: float) -> Evaluation:
+        """What `take` gives, with the evaluation's name and the Trainer's own metrics."""
+        prefix = next((k[: -len("_runtime")] for k in metrics if k.endswith("_runtime")), "eval")
+        split = prefix.removeprefix("eval_") if prefix != "eval" else "validation"
+        rows, batches = self.take(MOST_ROWS, unit)
+        numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
+        return Evaluation(step, split, rows, batches, numbers)
 
     def take(self, limit: int, unit: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The row losses in the set's order, and the batch losses, over all ranks; then forget.

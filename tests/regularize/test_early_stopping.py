@@ -196,7 +196,7 @@ def up(values, strips, length):
 
 
 def cheapest(rule, grid, loss, budget):
-    """Least cost over `grid` within the regret budget; 1.0 where none is."""
+    """Least cost over `grid` at a mean regret of at most `budget`; 1.0 where none is."""
     costs = []
     for setting in grid:
         regret, _, cost = measured([rule(c, *setting) for c in loss], loss)
@@ -206,27 +206,26 @@ def cheapest(rule, grid, loss, budget):
 
 @pytest.mark.parametrize("error", ["none", "standard_error", "paired_error"])
 def test_cost_and_regret_on_recorded_runs(error):
-    """The half of the runs that no default was chosen on."""
+    """108 recorded runs; the defaults were chosen on runs of other seeds."""
     stored = np.load(RECORDED)
-    half = np.arange(len(stored["loss"])) % 2 == 1
-    loss = stored["loss"][half].astype(float)
-    errors = None if error == "none" else stored[error][half]
+    loss = stored["loss"].astype(float)
+    errors = None if error == "none" else stored[error]
     stops = []
     for i, curve in enumerate(loss):
         at = stops_at(curve, errors=None if errors is None else errors[i])
         stops.append(len(curve) - 1 if at is None else at)
     regret, p95, cost = measured(stops, loss)
-    budget = 0.01
-    patience = cheapest(hf_stop, [(p,) for p in range(1, 31)], loss, budget)
-    prechelt = min(
-        cheapest(gl, [(a,) for a in (0.5, 1, 2, 3, 5, 8, 12, 20, 40)], loss, budget),
-        cheapest(up, [(s, k) for s in (1, 2, 3, 4) for k in (1, 2, 3, 4, 5)], loss, budget),
-    )
+    patiences = [(p,) for p in range(1, 31)]
+    limits = [(a,) for a in (0.5, 1, 2, 3, 5, 8, 12, 20, 40)]
+    strips = [(s, k) for s in (1, 2, 3, 4) for k in (1, 2, 3, 4, 5)]
+    patience = cheapest(hf_stop, patiences, loss, regret)
+    prechelt = min(cheapest(gl, limits, loss, regret), cheapest(up, strips, loss, regret))
     print(
-        f"recorded, {error}: regret {regret:.2%} (p95 {p95:.2%}), cost {cost:.3f}; "
-        f"best patience {patience:.3f}, best of Prechelt's {prechelt:.3f}"
+        f"recorded, {error}: regret {regret:.2%} (p95 {p95:.2%}), cost {cost:.3f}; at no more "
+        f"regret the best patience costs {patience:.3f}, the best of Prechelt's {prechelt:.3f}; "
+        f"at 1 % regret patience costs {cheapest(hf_stop, patiences, loss, 0.01):.3f}"
     )
-    assert regret <= budget
+    assert regret <= 0.01
     assert p95 <= 0.03
     assert cost <= 0.95 * patience
     assert cost < prechelt
@@ -292,10 +291,10 @@ def test_patience_survives_a_resume(tmp_path):
     script = lambda step: 1 + abs(step - 10) / 10  # noqa: E731
     straight = trainer_of(tmp_path / "a", EarlyStopping(), script)
     straight.train()
-    options = {"save_strategy": "steps", "save_steps": 14}
-    trainer_of(tmp_path / "b", EarlyStopping(), script, steps=14, **options).train()
+    options = {"save_strategy": "steps", "save_steps": 11}
+    trainer_of(tmp_path / "b", EarlyStopping(), script, steps=11, **options).train()
     resumed = trainer_of(tmp_path / "b", EarlyStopping(), script, **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-14"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-11"))
     assert resumed.state.global_step == straight.state.global_step
 
 

@@ -9,7 +9,7 @@ import pytest
 from hf_recipe.instruments.window import Evaluation, Step, Window
 from hf_recipe.regularize.overfitting import DeclaredMetric, Turn, fold, overfitting
 
-TURN = Turn("eval_loss", False, 100, 200, 0.50, 0.60, 0.10, 0.01, 5, 0.40, 0.20, 0.01)
+TURN = Turn("eval_loss", False, 100, 200, 0.50, 0.60, 0.10, 0.01, 0.01, 5, 0.40, 0.20, 0.01)
 
 
 def test_literal_numbers():
@@ -19,10 +19,12 @@ def test_literal_numbers():
     assert "more data, augmentation" in fault.message
     for healthy in (
         replace(TURN, worse=0.03),  # within the noise
-        replace(TURN, worse=0.008, standard_error=0.0001),  # too small to matter
+        replace(TURN, worse=0.008, scatter=0.0001, paired_error=0.0001),  # too small to matter
         replace(TURN, train_after=0.39),  # training does not fall
+        replace(TURN, paired_error=0.05),
+        replace(TURN, since=2),
         replace(TURN, worse=float("nan")),
-        replace(TURN, standard_error=float("nan")),
+        replace(TURN, scatter=float("nan")),
     ):
         assert not list(overfitting(healthy)), healthy
 

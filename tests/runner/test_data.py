@@ -5,7 +5,8 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from hf_recipe.runner.data import cut, load
+from hf_recipe.runner.cutting import cut
+from hf_recipe.runner.data import load
 from hf_recipe.runner.options import UsageError, parse
 
 

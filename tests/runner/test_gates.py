@@ -55,7 +55,13 @@ def test_baselines(one_batch, blind, simplest, leak, verdict):
 
 @pytest.mark.parametrize(
     ("train", "validation", "verdict"),
-    [(0.01, 0.2, "pass"), (0.19, 0.2, "warn"), (0.3, 0.2, "fail"), (math.nan, 0.2, "fail")],
+    [
+        (0.01, 0.2, "pass"),
+        (0.19, 0.2, "warn"),
+        (0.21, 0.2, "warn"),
+        (0.3, 0.2, "fail"),
+        (math.nan, 0.2, "fail"),
+    ],
 )
 def test_complexify(train, validation, verdict):
     assert complexify_gate(train, 0.02, validation, 0.03).verdict == verdict

@@ -196,7 +196,7 @@ def test_our_state_survives_a_checkpoint(tmp_path):
     recipe = hf_recipe.attach(trainer)
     trainer.train()
     state = json.loads((tmp_path / "checkpoint-10" / "trainer_state.json").read_text())
-    assert set(state["stateful_callbacks"]["hf_recipe"]) == {"monitors", "findings"}
+    assert set(state["stateful_callbacks"]["hf_recipe"]) == {"monitors", "findings", "saved"}
     for restore in (False, True):
         again = classifier(
             tmp_path,
@@ -253,3 +253,18 @@ def test_attach_takes_over_from_callbacks(tmp_path, capsys):
     trainer.train()
     assert callback.report is recipe.report
     assert len(recipe.recorder.curves["loss"].y) == 20
+
+
+def test_one_batch_is_overfitted_and_every_weight_put_back(tmp_path):
+    trainer = classifier(tmp_path)
+    recipe = hf_recipe.attach(trainer)
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    state = torch.get_rng_state()
+    one = recipe.overfit_one_batch()
+    assert one.reached
+    assert one.end < one.start / 10
+    assert all(torch.equal(before[n], p) for n, p in trainer.model.named_parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert trainer.optimizer is None
+    assert "one-batch-not-overfit" in recipe.report.ran
+    assert recipe.findings == [] or {f.severity for f in recipe.findings} == {"note"}

@@ -1,0 +1,64 @@
+"""Small pieces of an experiment: callbacks, a part of a data set, losses of rows, curves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback
+
+from hf_recipe.core.exhibit import Curve, Line
+from hf_recipe.core.finding import Stage
+from hf_recipe.instruments.compare import Outcome
+
+
+class Part:
+    """Some rows of a data set."""
+
+    def __init__(self, rows: Any, chosen: range) -> None:
+        self.rows, self.chosen = rows, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[self.chosen[index]]
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """Tells a `Show` how far a training is."""
+
+    def __init__(self, tell: Any) -> None:
+        self.tell = tell
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.tell(state.global_step, state.max_steps)
+
+
+class WholeEvaluation(TrainerCallback):  # type: ignore[misc]
+    """``dataloader_drop_last`` would cut evaluation sets too; training's loader stands by now."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        args.dataloader_drop_last = False
+
+
+def row_losses(predictions: Any, labels: Any) -> tuple[float, ...]:
+    """Loss of each row: cross-entropy in nats, or the squared error of a single output."""
+    logits = np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
+    logits, labels = logits.astype(np.float64), np.asarray(labels).reshape(-1)
+    if logits.ndim == 1 or logits.shape[-1] == 1:
+        losses = (logits.reshape(-1) - labels) ** 2
+    else:
+        top = logits.max(-1, keepdims=True)
+        total = np.log(np.exp(logits - top).sum(-1)) + top[:, 0]
+        losses = total - logits[np.arange(len(labels)), labels.astype(int)]
+    return tuple(float(loss) for loss in losses)
+
+
+def curves(outcome: Outcome, title: str, stage: Stage) -> Curve:
+    """Training and validation loss over steps, for the report."""
+    lines = []
+    for name, key in (("training", "train_curve"), ("validation", "curve")):
+        points = outcome.facts[key]
+        lines.append(Line(name, tuple(p[0] for p in points), tuple(p[1] for p in points)))
+    return Curve(title, stage, "step", "loss", tuple(lines))
