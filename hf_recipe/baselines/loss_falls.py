@@ -19,7 +19,7 @@ from hf_recipe.core.exhibit import Series
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.window import Window
 
-POINTS = 512
+POINTS = 256
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class LossFall(Measurement):
 def follow_fall(
     state: dict[str, Any], window: Window, seen: Mapping[str, Measurement]
 ) -> tuple[dict[str, Any], LossFall | None]:
-    """Keep at most 512 points of loss by learning rate spent; measures at the end."""
+    """Keep at most 256 points of loss by learning rate spent; measures at the end."""
     state = {"series": None, "spent": 0.0, "peak": 0.0, "steps": 0, **state}
     series = Series.from_state(state["series"], POINTS) if state["series"] else Series(POINTS)
     for step in window.steps:

@@ -18,7 +18,7 @@ from hf_recipe.core.exhibit import Series
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.window import Window
 
-POINTS = 512
+POINTS = 128
 
 
 @dataclass(frozen=True)

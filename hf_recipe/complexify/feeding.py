@@ -94,7 +94,7 @@ def follow_waiting(
     """Sum times from step 9 on (workers start, caches fill); measures at the end."""
     state = {"seconds": 0.0, "waiting": 0.0, "steps": 0, "s": None, "w": None, **state}
     seconds, waits = (
-        Series.from_state(state[k], 256) if state[k] else Series(256) for k in ("s", "w")
+        Series.from_state(state[k], 64) if state[k] else Series(64) for k in ("s", "w")
     )
     for step in window.steps:
         if step.step <= 8:
