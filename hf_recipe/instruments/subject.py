@@ -27,11 +27,19 @@ class Plan:
         total_steps: optimizer steps of the whole run.
         steps_per_epoch: optimizer steps per pass over this data set.
         rows_per_step: rows that one optimizer step sees (all processes, all micro-batches).
+        max_grad_norm: the clipping threshold; 0: none.
+        parameters: trainable numbers; 0 where unknown.
+        scale_free: whether the optimizer divides the gradient by its own size.
+        epsilon: what it adds to that size; 0 where it has none.
     """
 
     total_steps: int
     steps_per_epoch: int
     rows_per_step: int
+    max_grad_norm: float = 0.0
+    parameters: int = 0
+    scale_free: bool = True
+    epsilon: float = 0.0
 
 
 @dataclass

@@ -105,7 +105,7 @@ class RecipeCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if recipe := self._lead(args):
-            recipe.step_begin()
+            recipe.step_begin(state)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if recipe := self._lead(args):
@@ -117,7 +117,7 @@ class RecipeCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if recipe := self._lead(args):
-            recipe.step_end(state, control, kwargs.get("model"))
+            recipe.step_end(state, control, kwargs.get("model"), kwargs.get("optimizer"))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if recipe := self._lead(args):

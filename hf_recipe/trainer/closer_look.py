@@ -1,10 +1,12 @@
-"""Closer looks inside a run: modules' modes, weights that do not move, where a NaN began."""
+"""Closer looks inside a run: modes, updates by layer, gradients left over, ranks, a NaN's origin."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,68 +14,192 @@ from torch import nn
 from hf_recipe.baselines.modes import ModeWatch, TrainingModes
 from hf_recipe.baselines.optimizer_wiring import ParametersMoved, ParameterWatch
 from hf_recipe.catalogue import PROBES
+from hf_recipe.complexify.accumulates import GradientLeft, gradients_left
+from hf_recipe.complexify.dead_units import ActivationUnits, ActivationWatch
 from hf_recipe.complexify.nonfinite_origin import FIND_ORIGIN, NonFiniteOrigin
+from hf_recipe.complexify.ranks import (
+    RankWeights,
+    batches_of,
+    checksum,
+    fingerprint,
+    weights_of,
+)
+from hf_recipe.complexify.resuming import CHECKPOINT, MEASURE_RESUMED, SAVED
 from hf_recipe.examiner import Examiner
-from hf_recipe.instruments.distributed import from_rank_0, world_size
+from hf_recipe.instruments.distributed import from_all_ranks, from_rank_0, world_size
+from hf_recipe.instruments.layers import LayerSamples, LayerWatch, looks_at
+from hf_recipe.instruments.record import Recorder
+from hf_recipe.instruments.subject import Subject
 from hf_recipe.trainer import preflight
 
 WATCHED_STEPS = 3  # the first may have a rate of zero, and adapters move from the second on
+LEFT_OVER_AT = (2, 3)  # steps before whose first backward pass there must be no gradient
+FINGERPRINTS = 4  # micro-batches of each rank that are compared
+RANKS_EVERY = 64
 
 
 class CloserLook:
-    """What needs the step's own tensors, a few times in a run and then no more."""
+    """What needs the step's own tensors, on a few steps of the run."""
 
-    def __init__(self, examiner: Examiner, trainer: Any) -> None:
+    def __init__(self, examiner: Examiner, trainer: Any, recorder: Recorder) -> None:
         self.examiner = examiner
         self.trainer = trainer
+        self.recorder = recorder
+        self.planned = 0
+        self.checkpoint: Path | None = None  # the folder that the Trainer resumes from
         self._parameters: ParameterWatch | None = None
         self._modes: ModeWatch | None = None
-        self._steps = 0
+        self._layers: LayerWatch | None = None
+        self._units: ActivationWatch | None = None
+        self._model: nn.Module | None = None
         self._searched = False
+        self._prints: list[str] | None = None
+        self._step = self._nth = 0  # the run's step, and the steps since it began or resumed
 
-    def begin(self, model: nn.Module) -> None:
-        """Remember a few elements of every parameter: the optimizer must move them."""
-        self._parameters, self._searched = None, False
-        self._steps, self._modes = 0, None
+    def begin(self, model: nn.Module, planned: int = 0) -> None:
+        """A run begins: remember a few elements of every parameter, and forget the last run."""
+        self.end()
+        self._model, self.planned, self._searched = model, planned, False
+        self._nth = 0
+        self._parameters = self._layers = self._units = self._modes = None
         if self.trainer is not None and self.examiner.judging((TrainingModes,)):
             self._modes = ModeWatch()
+        self._prints = [] if world_size() > 1 and not self._model_parallel() else None
         if self.trainer is not None and preflight.sharded(self.trainer):
-            self.examiner.skip((ParametersMoved,), "parameters are sharded")
-        elif self.examiner.judging((ParametersMoved,)):
+            self.examiner.skip(
+                (ParametersMoved, LayerSamples, RankWeights, GradientLeft),
+                "parameters are sharded",
+            )
+            return
+        if self.examiner.judging((ParametersMoved,)):
             self._parameters = ParameterWatch()
             self._parameters.start(model)
+        if self.examiner.judging((LayerSamples,)):
+            self._layers = LayerWatch()
+        if self.examiner.judging((ActivationUnits,)):
+            self._units = None if self._compiled() else ActivationWatch()
+
+    def end(self) -> None:
+        """Take the hooks off."""
+        if self._units is not None:
+            self._units.disarm()
+
+    def resumed(self, subject: Subject, saved: Mapping[str, Any]) -> None:
+        """The run was resumed; `saved` is what `resuming.state_of` kept."""
+        subject.cache[CHECKPOINT], subject.cache[SAVED] = self.checkpoint, saved
+        self.examiner.examine(PROBES[MEASURE_RESUMED.name], subject)
+        self.checkpoint = None
+
+    # ---------------------------------------------------------------- a step, in its order
+
+    def step_begins(self, step: int) -> None:
+        """Step `step` is next: hook the activations if it is one to look at."""
+        self._step, self._nth = step, self._nth + 1
+        if self._units is not None and self._model is not None and looks_at(step):
+            self._units.arm(self._model, step)
+
+    def before_backward(self, inputs: Mapping[str, Any]) -> None:
+        """The first micro-batch of a step: nothing may be left of the step before."""
+        if self._prints is not None and len(self._prints) < FINGERPRINTS:
+            self._prints.append(fingerprint(inputs))
+        if self._step not in LEFT_OVER_AT or self._model is None:
+            return
+        sharded = self.trainer is not None and preflight.sharded(self.trainer)
+        if not sharded and self.examiner.judging((GradientLeft,)):
+            left = from_rank_0(gradients_left(self._model, self._step))
+            self.examiner.judge(left, "run", step=self._step)
+
+    def before_update(self, optimizer: Any) -> None:
+        """Gradients are complete and clipped."""
+        if self._layers is not None and looks_at(self._step) and self._model is not None:
+            self._layers.before(self._model, optimizer)
 
     def watching(self, model: Any) -> AbstractContextManager[None]:
         """A context around one micro-batch: reads the modules' modes in two of the first steps."""
         # A hook on a compiled model would have it compiled again.
-        if self._modes is None or self.trainer.args.torch_compile:
-            return nullcontext()
-        if not self._modes.wanted(self._steps + 1):
+        if self._modes is None or self._compiled() or not self._modes.wanted(self._nth):
             return nullcontext()
         bare = self.trainer.accelerator.unwrap_model(model)
-        return self._modes.watching(model, bare, self._steps + 1)
+        return self._modes.watching(model, bare, self._nth)
 
     def _judge_modes(self) -> None:
         if self._modes is None:
             return
         seen = from_rank_0(self._modes.take())
         if seen is not None:
-            self.examiner.judge(seen, "run", step=self.trainer.state.global_step + 1)
-        if self._steps >= WATCHED_STEPS:
+            self.examiner.judge(seen, "run", step=self._step)
+        if self._nth >= WATCHED_STEPS:
             self._modes = None
 
     def updated(self, optimizer: Any) -> None:
         """The optimizer has stepped, and the gradients are still there."""
-        self._steps += 1
         self._judge_modes()
-        if self._parameters is None or optimizer is None:
+        if optimizer is None:
             return
         skipped = bool(getattr(optimizer, "step_was_skipped", False))
-        moved = from_rank_0(self._parameters.measure(optimizer, skipped=skipped))
-        if moved is not None:
-            self.examiner.judge(moved, "run", step=moved.steps)
-            if moved.steps >= WATCHED_STEPS:
-                self._parameters = None
+        if self._parameters is not None:
+            moved = from_rank_0(self._parameters.measure(optimizer, skipped=skipped))
+            if moved is not None:
+                self.examiner.judge(moved, "run", step=moved.steps)
+                if moved.steps >= WATCHED_STEPS:
+                    self._parameters = None
+        if self._layers is not None and looks_at(self._step):
+            self._sample_layers(optimizer, skipped)
+
+    def step_ends(self, step: int, *, flushed: bool) -> None:
+        """The step is done; at a flush all ranks may talk."""
+        if self._units is not None and looks_at(step):
+            self._units.disarm()
+            units = from_rank_0(self._units.measure())
+            if units.layers:
+                self.examiner.judge(units, "run", step=step)
+        if flushed and world_size() > 1:
+            self._compare_ranks(step)
+
+    # ---------------------------------------------------------------- inside
+
+    def _sample_layers(self, optimizer: Any, skipped: bool) -> None:
+        assert self._layers is not None
+        curve = self.recorder.curves.get("loss")
+        losses = curve.y if curve is not None else []
+        norm = math.nan if self.recorder.norm is None else float(self.recorder.norm)
+        loss = losses[-1] if losses else math.nan
+        sample = self._layers.after(self._step, loss, norm, self._left_by_clipping(norm))
+        if sample is None or skipped:
+            return
+        inner = getattr(optimizer, "optimizer", optimizer)
+        samples = LayerSamples(
+            first_loss=losses[0] if losses else math.nan,
+            planned=self.planned,
+            adam="adam" in type(inner).__name__.lower(),
+            samples=tuple(self._layers.samples),
+        )
+        self.examiner.judge(from_rank_0(samples), "run", step=self._step)
+
+    def _left_by_clipping(self, norm: float) -> float:
+        limit = float(self.trainer.args.max_grad_norm or 0) if self.trainer is not None else 0.0
+        return min(1.0, limit / (norm + 1e-6)) if limit > 0 and math.isfinite(norm) else 1.0
+
+    def _compare_ranks(self, step: int) -> None:
+        model = self._model
+        sharded = self.trainer is not None and preflight.sharded(self.trainer)
+        usual = step in (1, 2, 8) or step % RANKS_EVERY == 0
+        if usual and model is not None and not sharded and not self._model_parallel():
+            sums = from_all_ranks(checksum(model).tolist())
+            self.examiner.judge(weights_of(step, sums), "ranks", step=step)
+        if self._prints is not None and step >= 2:
+            prints = from_all_ranks(self._prints)
+            self._prints = None if step >= FINGERPRINTS else self._prints
+            self.examiner.judge(batches_of(prints), "ranks", step=step)
+
+    def _model_parallel(self) -> bool:
+        """Whether processes share rows, or split tensors, on purpose."""
+        accelerator = getattr(self.trainer, "accelerator", None)
+        return getattr(accelerator, "parallelism_config", None) is not None
+
+    def _compiled(self) -> bool:
+        """Hooks set after compilation never fire, or compile anew."""
+        return bool(self.trainer is not None and self.trainer.args.torch_compile)
 
     def not_finite(self, inputs: Mapping[str, Any]) -> None:
         """A micro-batch's loss is not finite: look where it began, before the weights go too.

@@ -43,6 +43,7 @@ class Closing:
         self.folder = Path(recipe.settings.report_dir or "recipe")
         self.evaluations: dict[str, Series] = {}
         self.state: dict[str, Any] = {}
+        self.saved_state: dict[str, Any] = {}  # rate and step, to compare with after a resume
         self._summarised = 0
         self._untold = False
         trainer = recipe.trainer
@@ -141,6 +142,7 @@ class Closing:
     def live_state(self) -> dict[str, Any]:
         """The dict that rides in TrainerState; kept up to date in place."""
         self.state.clear()
+        self.state["saved"] = self.saved_state
         self.state["monitors"] = self.recipe.watch.states
         # Checkpoints are pushed to hubs and trackers: rows of the data stay out of them.
         samples = self.recipe.settings.log_samples

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -127,6 +128,30 @@ def sharded(trainer: Any) -> bool:
 
 def _quantised(trainer: Any) -> bool:
     return "bnb" in str(trainer.args.optim) or "8bit" in str(trainer.args.optim)
+
+
+def seen_only_while_training(trainer: Any) -> bool:
+    """Whether rows cannot be drawn beforehand: a stream, or a dataloader of the user's own."""
+    train = trainer.train_dataset
+    subject = Subject(trainer.model, trainer.args, None, {}, trainer=trainer)
+    stream = not (hasattr(train, "__getitem__") and hasattr(train, "__len__"))
+    return stream or subject.overridden("train") is not None
+
+
+def with_update(subject: Subject) -> Plan | None:
+    """The subject's plan, with what is known of clipping and of the optimizer."""
+    plan, optimizer = subject.plan, subject.optimizer
+    if plan is None or optimizer is None:
+        return plan
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # AcceleratedOptimizer
+    epsilon = optimizer.param_groups[0].get("eps", 0.0)
+    return replace(
+        plan,
+        max_grad_norm=float(subject.args.max_grad_norm or 0.0),
+        parameters=sum(p.numel() for p in subject.model.parameters() if p.requires_grad),
+        scale_free="sgd" not in type(optimizer).__name__.lower(),
+        epsilon=float(epsilon) if isinstance(epsilon, (int, float)) else 0.0,
+    )
 
 
 def run_probes(

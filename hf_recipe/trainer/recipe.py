@@ -16,6 +16,7 @@ from typing import Any
 
 from hf_recipe.baselines.one_batch import OneBatch, overfit_one_batch
 from hf_recipe.catalogue import CHECKS
+from hf_recipe.complexify.resuming import state_of
 from hf_recipe.core.check import Probe
 from hf_recipe.core.config import Settings
 from hf_recipe.core.finding import Finding
@@ -24,7 +25,7 @@ from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.distributed import from_rank_0, rank, world_size
 from hf_recipe.instruments.record import Recorder, flushes_at
 from hf_recipe.instruments.subject import Plan, Subject
-from hf_recipe.instruments.window import Evaluation, Window
+from hf_recipe.instruments.window import Window
 from hf_recipe.trainer import preflight
 from hf_recipe.trainer.border import RecipeError, event
 from hf_recipe.trainer.closer_look import CloserLook
@@ -36,7 +37,6 @@ from hf_recipe.trainer.watch import Watch
 
 STATE_KEY = "hf_recipe"
 OVERFIT = Probe("overfit one batch", "probe", (OneBatch,), lambda subject: ())
-MOST_ROWS = 65_536
 
 
 class Recipe:
@@ -59,7 +59,7 @@ class Recipe:
         self.closing = Closing(self)
         self.units = Units()
         self.watch = Watch(self.examiner)
-        self.closer_look = CloserLook(self.examiner, trainer)
+        self.closer_look = CloserLook(self.examiner, trainer, self.recorder)
         self.plan: Plan | None = None
         self._members: list[weakref.ref[Any]] = []
         self._seams = (
@@ -69,10 +69,10 @@ class Recipe:
                 trainer,
                 self.recorder,
                 self.evaluation,
-                unit=self._evaluation_unit,
+                unit=self.units.evaluation,
                 first_step=self._first_step,
-                not_finite=self.closer_look.not_finite,
-                look=self.closer_look.watching,
+                before_backward=self.before_backward,
+                closer_look=self.closer_look,
             )
         )
         self._hook = ModelHook(self.recorder, self.evaluation) if trainer is None else None
@@ -190,7 +190,7 @@ class Recipe:
         self.recorder.drop()
         self._training = True
         self.closing.started(args, state)
-        self._take_up_state(state)
+        saved = self._take_up_state(state)
         self.install()
         if self._seams is not None:
             self._seams.watch_rows(seen.get("train_dataloader"))
@@ -198,10 +198,12 @@ class Recipe:
         if self._hook is not None:
             self._hook.install(model)
         subject = self._subject(args, state, fresh, seen)
-        self.plan = subject.plan
+        self.plan = preflight.with_update(subject)
         self._examine(subject)
         self._measure_units(subject)
-        self.closer_look.begin(model)
+        self.closer_look.begin(model, self.plan.total_steps if self.plan else 0)
+        if subject.resumed:
+            self.closer_look.resumed(subject, saved)
         self.closing.after_preflight()
         self._stop_before_step_1()
 
@@ -218,15 +220,22 @@ class Recipe:
             self._seams.rows.drawn.clear()
 
     @event
-    def step_begin(self) -> None:
+    def step_begin(self, state: Any) -> None:
         """All micro-batches of the next step are fetched."""
         self._step_began = time.perf_counter()
+        self.closer_look.step_begins(state.global_step + 1)
+
+    @event
+    def before_backward(self, inputs: Mapping[str, Any]) -> None:
+        """The first micro-batch of a step is about to run."""
+        self.closer_look.before_backward(inputs)
 
     @event
     def before_update(self, optimizer: Any) -> None:
         """Gradients are clipped; the optimizer steps next, at this rate."""
         if optimizer is not None:
             self.recorder.learning_rate = float(optimizer.param_groups[0]["lr"])
+            self.closer_look.before_update(optimizer)
 
     @event
     def updated(self, optimizer: Any) -> None:
@@ -234,12 +243,13 @@ class Recipe:
         self.closer_look.updated(optimizer)
 
     @event
-    def step_end(self, state: Any, control: Any, model: Any) -> None:
+    def step_end(self, state: Any, control: Any, model: Any, optimizer: Any = None) -> None:
         """One optimizer step is done."""
         if self._moved is None or self._moved() is not model:
             self._moved = weakref.ref(model)
         recorder = self.recorder
         recorder.end_step(state.global_step, time.perf_counter() - self._step_began)
+        self.closer_look.step_ends(state.global_step, flushed=flushes_at(state.global_step))
         if (
             flushes_at(state.global_step)
             or control.should_save
@@ -247,6 +257,8 @@ class Recipe:
             or (world_size() == 1 and self._on_cpu and not recorder.last_is_finite())
         ):
             self._flush()
+            if optimizer is not None:
+                self.closing.saved_state = state_of(optimizer, state.global_step)
             self.closing.refresh_state()
             self.closing.tell(state.global_step)
             self._act(control)
@@ -255,7 +267,7 @@ class Recipe:
     def evaluated(self, state: Any, control: Any, metrics: Mapping[str, Any]) -> None:
         """One evaluation set has been passed over."""
         self._flush()
-        evaluation = self._take_evaluation(state.global_step, metrics)
+        evaluation = self.evaluation.read(state.global_step, metrics, self.units.evaluation())
         self._fold(Window(evaluation=evaluation, plan=self.plan))
         self.closing.evaluated(evaluation)
         self._act(control)
@@ -275,6 +287,7 @@ class Recipe:
         """The run is over, the best model loaded."""
         self._flush(ended=True)
         self._training = False
+        self.closer_look.end()
         if self._seams is not None:
             self._seams.unwatch_rows()
         if self._hook is not None:
@@ -320,7 +333,7 @@ class Recipe:
 
     def _first_step(self, inputs: Mapping[str, Any]) -> None:
         """Inside the first training step: probe streams on its real inputs."""
-        if self.trainer is None or not self._only_while_training():
+        if self.trainer is None or not preflight.seen_only_while_training(self.trainer):
             return
         state = self.trainer.state
         fresh = state.global_step == 0 and not self._is_moved(self.trainer.model)
@@ -336,28 +349,15 @@ class Recipe:
             self.fail("first step", error)
         self._stop_before_step_1()
 
-    def _only_while_training(self) -> bool:
-        train = self.trainer.train_dataset
-        subject = Subject(self.trainer.model, self.trainer.args, None, {}, trainer=self.trainer)
-        stream = not (hasattr(train, "__getitem__") and hasattr(train, "__len__"))
-        return stream or subject.overridden("train") is not None
-
     def _flush(self, *, ended: bool = False) -> None:
-        steps = self.recorder.flush(self._step_unit)
+        steps = self.recorder.flush(self.units.step)
         if steps or ended:
             self._fold(Window(steps=steps, plan=self.plan, ended=ended))
 
     def _fold(self, window: Window) -> None:
         self.watch.fold(window, self.recorder.last_step)
 
-    def _take_evaluation(self, step: int, metrics: Mapping[str, Any]) -> Evaluation:
-        prefix = next((k[: -len("_runtime")] for k in metrics if k.endswith("_runtime")), "eval")
-        split = prefix.removeprefix("eval_") if prefix != "eval" else "validation"
-        rows, batches = self.evaluation.take(MOST_ROWS, self._evaluation_unit())
-        numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
-        return Evaluation(step, split, rows, batches, numbers)
-
-    def _take_up_state(self, state: Any) -> None:
+    def _take_up_state(self, state: Any) -> Mapping[str, Any]:
         """Ride in the TrainerState as a plain dict: saved with every checkpoint, read on resume."""
         kept = state.stateful_callbacks.get(STATE_KEY) if state.global_step > 0 else None
         if isinstance(kept, dict) and state.global_step > self.recorder.last_step:
@@ -365,13 +365,9 @@ class Recipe:
             self.closing.restore(kept)
         elif state.global_step == 0:
             self.watch.begin({})
+        saved = dict(kept.get("saved", {})) if isinstance(kept, dict) else {}
         state.stateful_callbacks[STATE_KEY] = self.closing.live_state()
-
-    def _step_unit(self, micro_batches: int) -> float:
-        return self.units.step(micro_batches)
-
-    def _evaluation_unit(self) -> float:
-        return self.units.evaluation()
+        return saved
 
     def _is_moved(self, model: Any) -> bool:
         return self._moved is not None and self._moved() is model

@@ -10,17 +10,30 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from itertools import zip_longest
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hf_recipe.instruments.distributed import from_all_ranks
 from hf_recipe.instruments.record import Recorder, RowRecorder
 from hf_recipe.instruments.row_losses import row_losses
+from hf_recipe.instruments.window import Evaluation
 
-SEAMS = ("training_step", "get_batch_samples", "_get_grad_norm", "prediction_step")
+if TYPE_CHECKING:
+    from hf_recipe.trainer.closer_look import CloserLook
+
+SEAMS = (
+    "training_step",
+    "get_batch_samples",
+    "_get_grad_norm",
+    "prediction_step",
+    "_load_optimizer_and_scheduler",
+)
+
+
+MOST_ROWS = 65_536  # of one evaluation, whose losses are kept
 
 
 class EvaluationRecorder:
@@ -42,6 +55,14 @@ class EvaluationRecorder:
             self.row_losses = None
         elif self.row_losses is not None:
             self.row_losses.append(rows)
+
+    def read(self, step: int, metrics: Mapping[str, Any], unit: float) -> Evaluation:
+        """What `take` gives, with the evaluation's name and the Trainer's own metrics."""
+        prefix = next((k[: -len("_runtime")] for k in metrics if k.endswith("_runtime")), "eval")
+        split = prefix.removeprefix("eval_") if prefix != "eval" else "validation"
+        rows, batches = self.take(MOST_ROWS, unit)
+        numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
+        return Evaluation(step, split, rows, batches, numbers)
 
     def take(self, limit: int, unit: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The row losses in the set's order, and the batch losses, over all ranks; then forget.
@@ -80,9 +101,10 @@ class Seams:
         evaluation: takes evaluation batches.
         unit: what an evaluation batch's loss is divided by to give the model's own mean.
         first_step: called once, with the inputs of the first training step, before it runs.
-        not_finite: called with the inputs of a micro-batch whose loss is not finite, before its
-            update; on a CPU alone, where reading the loss makes nobody wait.
-        look: a context around each micro-batch's forward and backward, given the model.
+        before_backward: called with each step's first micro-batch, before it runs.
+        closer_look: told of the folder that a run resumes from, and of a micro-batch whose loss is
+            not finite, before its update; the latter on a CPU alone, where reading the loss makes
+            nobody wait.
     """
 
     def __init__(
@@ -92,16 +114,16 @@ class Seams:
         evaluation: EvaluationRecorder,
         unit: Callable[[], float],
         first_step: Callable[[Mapping[str, Any]], None],
-        not_finite: Callable[[Mapping[str, Any]], None],
-        look: Callable[[Any], AbstractContextManager[None]] = nullcontext,
+        before_backward: Callable[[Mapping[str, Any]], None],
+        closer_look: CloserLook,
     ) -> None:
         self.trainer = trainer
         self.recorder = recorder
         self.evaluation = evaluation
         self.unit = unit
         self.first_step = first_step
-        self.not_finite = not_finite
-        self.look = look
+        self.before_backward = before_backward
+        self.closer_look = closer_look
         self.rows: RowRecorder | None = None
         self.before_first = True
         self._wrapped_sampler: tuple[Any, Any] | None = None
@@ -165,12 +187,14 @@ class Seams:
             if self.before_first:
                 self.before_first = False
                 self.first_step(inputs)
-            with self.look(model):
+            if not recorder.micro_batches:
+                self.before_backward(inputs)
+            with self.closer_look.watching(model):
                 loss = inner(model, inputs, *args, **kwargs)
             if isinstance(loss, torch.Tensor):
                 recorder.micro_batches.append(loss)
                 if not loss.is_cuda and not math.isfinite(loss):
-                    self.not_finite(inputs)
+                    self.closer_look.not_finite(inputs)
             if self.rows is not None:
                 recorder.rows.extend(self.rows.take())
             return loss
@@ -187,6 +211,13 @@ class Seams:
             return samples
 
         return get_batch_samples
+
+    def _load_optimizer_and_scheduler(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        def load(checkpoint: Any, *args: Any, **kwargs: Any) -> Any:
+            self.closer_look.checkpoint = Path(checkpoint) if checkpoint is not None else None
+            return inner(checkpoint, *args, **kwargs)
+
+        return load
 
     def _get_grad_norm(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         recorder = self.recorder

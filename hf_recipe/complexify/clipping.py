@@ -1,0 +1,132 @@
+"""What is left of the gradient after clipping?
+
+Under Adam the scale of the gradient cancels, and clipping most steps at 1.0 is usual; under SGD
+clipping every step makes the norm constant, and the learning rate no longer means what it says.
+A threshold far below what the optimizer can resolve leaves no update at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from statistics import median, quantiles
+from typing import Annotated, Any
+
+from hf_recipe.core.check import Check, Measurement, Monitor
+from hf_recipe.core.exhibit import Series
+from hf_recipe.core.finding import Fault
+from hf_recipe.instruments.window import Window
+
+POINTS = 128
+
+
+@dataclass(frozen=True)
+class Clipping(Measurement):
+    """How the gradient norms of a run compare with the threshold.
+
+    Attributes:
+        steps, clipped: steps with a finite norm, and those above the threshold.
+        threshold: ``max_grad_norm``.
+        typical, ninetieth: median and 90th percentile of the norms before clipping.
+        parameters: trainable numbers.
+        scale_free: whether the optimizer divides the gradient by its own size (Adam and kin).
+        epsilon: what the optimizer adds to that size; 0 where it has none.
+    """
+
+    steps: int
+    clipped: int
+    threshold: float
+    typical: float
+    ninetieth: float
+    parameters: int
+    scale_free: bool
+    epsilon: float
+
+
+def follow_clipping(
+    state: dict[str, Any], window: Window, seen: Mapping[str, Measurement]
+) -> tuple[dict[str, Any], Clipping | None]:
+    """Count clipped steps; measures once after 48 steps and at the end."""
+    state = {"steps": 0, "clipped": 0, "series": None, "told": False, **state}
+    plan = window.plan
+    if plan is None or not plan.max_grad_norm or plan.max_grad_norm <= 0:
+        return state, None
+    series = Series.from_state(state["series"], POINTS) if state["series"] else Series(POINTS)
+    for step in window.steps:
+        if step.grad_norm is not None and math.isfinite(step.grad_norm):
+            state["steps"] += 1
+            state["clipped"] += step.grad_norm > plan.max_grad_norm
+            series.add(step.step, step.grad_norm)
+    state["series"] = series.state()
+    if len(series.y) < 8 or not (window.ended or (state["steps"] >= 48 and not state["told"])):
+        return state, None
+    state["told"] = True
+    return state, Clipping(
+        steps=state["steps"],
+        clipped=state["clipped"],
+        threshold=plan.max_grad_norm,
+        typical=median(series.y),
+        ninetieth=quantiles(series.y, n=10)[-1],
+        parameters=plan.parameters,
+        scale_free=plan.scale_free,
+        epsilon=plan.epsilon,
+    )
+
+
+def cut_away(
+    clipping: Clipping,
+    *,
+    most: Annotated[float, "share of steps; a threshold for outliers cuts a few"] = 0.9,
+    kept: Annotated[float, "share of the gradient that is left, under SGD"] = 0.01,
+    resolved: Annotated[
+        float, "times the optimizer's epsilon; below it the update shrinks with the gradient"
+    ] = 10.0,
+    few: Annotated[int, "steps, before which a share says little"] = 16,
+) -> Iterator[Fault]:
+    """Gradients cut to almost nothing, or cut at nearly every step."""
+    if clipping.steps < few or clipping.clipped < most * clipping.steps:
+        return
+    left = clipping.threshold / clipping.typical
+    each = min(clipping.threshold, clipping.typical) / math.sqrt(max(clipping.parameters, 1))
+    lost = each < resolved * clipping.epsilon if clipping.scale_free else left < kept
+    severity: Any = "warning" if lost or not clipping.scale_free else "note"
+    more = ""
+    if lost and clipping.scale_free:
+        more = f"; {each:.1g} a number is left, and the optimizer adds eps={clipping.epsilon:.1g}"
+    yield Fault(
+        f"{clipping.clipped} of {clipping.steps} gradients are clipped at {clipping.threshold:.3g}"
+        f": {left:.2%} of a typical one ({clipping.typical:.3g}) is left{more}",
+        severity=severity,
+        evidence={
+            "seen": f"{clipping.clipped / clipping.steps:.0%} clipped",
+            "expected": f"<= {most:.0%}",
+            "typical": clipping.typical,
+            "left": left,
+        },
+        fix=f"TrainingArguments(..., max_grad_norm={clipping.ninetieth:.2g})"
+        "  # the norms' 90th percentile",
+    )
+
+
+FOLLOW_CLIPPING = Monitor(
+    name="follow clipping",
+    moment="run",
+    measures=(Clipping,),
+    fold=follow_clipping,
+)
+
+CLIPPING_DOMINATES = Check(
+    name="clipping-dominates",
+    stage="complexify",
+    severity="warning",
+    moments=("run",),
+    why="Where every step is clipped, the threshold and not the learning rate sets the step.",
+    fix="TrainingArguments(..., max_grad_norm=1.0)",
+    source="Pascanu et al., On the difficulty of training RNNs (2013); Zhang et al. (2020)",
+    unsure="Normalised gradient descent under SGD may be meant; under Adam most fine-tunes clip.",
+    judges=(cut_away,),
+    explains=("loss-not-decreasing", "update-too-small"),
+)
+
+__all__ = ["CLIPPING_DOMINATES", "Clipping"]

@@ -1,0 +1,224 @@
+"""Numbers by layer on a few steps of a run: gradient, weight, update, and what rounding took.
+
+A step that is looked at costs two copies of at most 65,536 elements and one read-out; which steps
+are looked at depends on the step's number alone, so that all processes do the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_recipe.core.check import Measurement
+
+ELEMENTS = 65_536
+TENSORS = 128
+EARLY = (2, 5, 10, 20, 50)
+EVERY = 100
+KEPT = 3  # samples in a measurement
+
+
+def looks_at(step: int) -> bool:
+    """Steps 2, 5, 10, 20, 50 and every 100th: dense while everything changes, then rare."""
+    return step in EARLY or (step > 0 and step % EVERY == 0)
+
+
+@dataclass(frozen=True)
+class LayerNumbers:
+    """One parameter in one step; of its sampled elements those that a gradient reached.
+
+    Attributes:
+        name, dtype, dims: of the parameter.
+        rate, peak: its group's learning rate in this step, and that of its schedule's peak.
+        sampled, reached: elements looked at, and those with a gradient other than zero.
+        gradient, weight, update: root mean squares over the reached ones; the gradient before
+            clipping.
+        still: reached elements that the step did not change.
+        coarse: reached elements whose precision is too coarse for twice the rate.
+        coarse_moved: those of them that moved all the same (rounding at random, compensation).
+    """
+
+    name: str
+    dtype: str
+    dims: int
+    rate: float
+    peak: float
+    sampled: int
+    reached: int
+    gradient: float
+    weight: float
+    update: float
+    still: int
+    coarse: int
+    coarse_moved: int
+
+
+@dataclass(frozen=True)
+class LayerSample:
+    """One step.
+
+    Attributes:
+        step: its number.
+        loss: the last one read out by then, NaN where there is none.
+        norm: of the whole gradient before clipping, as the Trainer saw it; NaN: it did not.
+        layers: parameters that a gradient reached; none where the optimizer saw no gradient.
+    """
+
+    step: int
+    loss: float
+    norm: float
+    layers: tuple[LayerNumbers, ...]
+
+
+@dataclass(frozen=True)
+class LayerSamples(Measurement):
+    """The latest samples of a run, at most three.
+
+    Attributes:
+        first_loss: of the run.
+        planned: optimizer steps of the whole run; 0 where unknown.
+        adam: whether the optimizer is of Adam's kind: its update is about the rate in size.
+        samples: in order.
+    """
+
+    first_loss: float
+    planned: int
+    adam: bool
+    samples: tuple[LayerSample, ...]
+
+
+@dataclass
+class _Held:
+    name: str
+    parameter: nn.Parameter
+    start: int
+    stride: int
+    rate: float
+    peak: float
+
+
+@dataclass
+class LayerWatch:
+    """Takes samples; `before` and `after` bracket an optimizer step."""
+
+    count: int = 0
+    samples: list[LayerSample] = field(default_factory=list)
+    _held: list[_Held] = field(default_factory=list)
+    _empty: bool = False
+    _gradients: torch.Tensor | None = None
+    _weights: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def before(self, model: nn.Module, optimizer: Any) -> None:
+        """Copy gradients and weights of the sampled elements; call it right before the update."""
+        self._empty = all(p.grad is None for p in model.parameters())
+        groups = {id(p): g for g in optimizer.param_groups for p in g["params"]}
+        reached = [
+            (n, p)
+            for n, p in model.named_parameters()
+            if id(p) in groups and p.grad is not None and not p.grad.is_sparse and p.numel()
+        ]
+        chosen = reached[:: -(-len(reached) // TENSORS)] if reached else []
+        share = max(16, ELEMENTS // max(len(chosen), 1))
+        self._held = []
+        for name, parameter in chosen:
+            stride = -(-parameter.numel() // share)
+            group = groups[id(parameter)]
+            rate = float(group["lr"])
+            peak = float(group.get("initial_lr", rate))
+            self._held.append(
+                _Held(name, parameter, self.count % stride, stride, rate, max(peak, rate))
+            )
+        self.count += 1
+        if self._held:
+            self._gradients = torch.cat([_part(h, h.parameter.grad) for h in self._held])
+            self._weights = torch.cat([_part(h, h.parameter) for h in self._held])
+
+    @torch.no_grad()
+    def after(self, step: int, loss: float, norm: float, clipped_to: float) -> LayerSample | None:
+        """The sample; call it right after the update.
+
+        Args:
+            step: the step that was taken.
+            loss, norm: see `LayerSample`.
+            clipped_to: share of the gradient that clipping left.
+        """
+        if self._empty:
+            return self._keep(LayerSample(step, loss, norm, ()))
+        if self._gradients is None or self._weights is None:
+            return None
+        now = torch.cat([_part(h, h.parameter) for h in self._held])
+        rows = self._sums(now)
+        layers = []
+        for held, row in zip(self._held, rows, strict=True):
+            sampled, reached, gradient, weight, update, still, coarse, coarse_moved = row
+            count = max(reached, 1.0)
+            layers.append(
+                LayerNumbers(
+                    name=held.name,
+                    dtype=str(held.parameter.dtype).removeprefix("torch."),
+                    dims=held.parameter.dim(),
+                    rate=held.rate,
+                    peak=held.peak,
+                    sampled=int(sampled),
+                    reached=int(reached),
+                    gradient=(gradient / count) ** 0.5 / clipped_to,
+                    weight=(weight / count) ** 0.5,
+                    update=(update / count) ** 0.5,
+                    still=int(still),
+                    coarse=int(coarse),
+                    coarse_moved=int(coarse_moved),
+                )
+            )
+        self._gradients = self._weights = None
+        return self._keep(LayerSample(step, loss, norm, tuple(layers)))
+
+    def _keep(self, sample: LayerSample) -> LayerSample:
+        self.samples = [*self.samples, sample][-KEPT:]
+        return sample
+
+    def _sums(self, now: torch.Tensor) -> list[list[float]]:
+        """Eight sums for each tensor, read out together."""
+        assert self._gradients is not None
+        assert self._weights is not None
+        device = now.device
+        sizes = [-(-(h.parameter.numel() - h.start) // h.stride) for h in self._held]
+        owner = torch.repeat_interleave(
+            torch.arange(len(sizes), device=device), torch.tensor(sizes, device=device)
+        )
+        # The spacing of a number w is at least eps * |w| / 2, and half of that rounds away.
+        limits = torch.tensor(
+            [8 * h.rate / torch.finfo(h.parameter.dtype).eps for h in self._held],
+            device=device,
+            dtype=torch.float32,
+        )[owner]
+        reached = self._gradients != 0
+        update = now - self._weights
+        still = reached & (update == 0)
+        coarse = reached & (self._weights.abs() > limits)
+        gradient = torch.where(reached, self._gradients, 0.0).double()
+        weight = torch.where(reached, self._weights, 0.0).double()
+        update = torch.where(reached, update, 0.0).double()
+        stacked = torch.stack(
+            [
+                torch.ones_like(gradient),
+                reached.double(),
+                gradient.square(),
+                weight.square(),
+                update.square(),
+                still.double(),
+                coarse.double(),
+                (coarse & ~still).double(),
+            ],
+            dim=1,
+        )
+        sums = torch.zeros(len(sizes), 8, dtype=torch.float64, device=device)
+        return sums.index_add_(0, owner, stacked).tolist()
+
+
+def _part(held: _Held, tensor: torch.Tensor | None) -> torch.Tensor:
+    assert tensor is not None
+    return tensor.detach().reshape(-1)[held.start :: held.stride].float()

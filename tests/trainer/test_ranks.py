@@ -1,0 +1,78 @@
+"""Two processes: the same weights on both, different rows on each."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_recipe.complexify.ranks import (
+    RANKS_DIVERGED,
+    RANKS_SHARE_DATA,
+    RankBatches,
+    RankWeights,
+    batches_of,
+    checksum,
+    fingerprint,
+    weights_of,
+)
+from tests.models import bert
+
+
+def test_judging_weights():
+    assert list(RANKS_DIVERGED.judge(RankWeights(8, 2, 0.0, ()))) == []
+    (fault,) = RANKS_DIVERGED.judge(RankWeights(8, 2, 1e-6, (1,)))
+    assert "1 of 2 processes differ" in fault.message
+
+
+def test_judging_batches():
+    def found(*numbers):
+        return list(RANKS_SHARE_DATA.judge(RankBatches(*numbers)))
+
+    assert len(found(2, 4, 4, 4)) == 1
+    assert found(2, 4, 0, 4) == []
+    assert found(2, 4, 1, 4) == []  # a chance meeting in tiny data
+    assert found(2, 4, 4, 1) == []  # all rows are alike: nothing can be told
+    assert found(2, 1, 1, 1) == []
+
+
+def test_a_checksum_sees_one_weight():
+    model = bert()
+    before = checksum(model).tolist()
+    assert weights_of(1, [before, checksum(model).tolist()]).apart == ()
+    with torch.no_grad():
+        model.classifier.weight[0, 0] += 1e-3
+    assert weights_of(1, [before, checksum(model).tolist()]).apart == (1,)
+    assert weights_of(1, [before, [float("nan")] * 3]).apart == (1,)
+
+
+def test_fingerprints():
+    a = fingerprint({"input_ids": torch.arange(4), "name": "x"})
+    assert a == fingerprint({"input_ids": torch.arange(4)})
+    assert a != fingerprint({"input_ids": torch.arange(4).flip(0)})
+    assert fingerprint({}) == ""
+    measured = batches_of([["a", "b"], ["a", "c"]])
+    assert (measured.compared, measured.shared, measured.distinct) == (2, 1, 2)
+
+
+@pytest.mark.slow
+def test_two_processes_healthy_drifting_and_on_the_same_rows(tmp_path):
+    script = Path(__file__).with_name("ranks.py")
+    port = str(random.Random(str(tmp_path)).randint(20_000, 50_000))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, "--master_port", port, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = ("[]", "['ranks-diverged']", "['ranks-share-data']")
+    runs = [f"steps 10 ran 2 found {found} crashed {{}}" for found in told]
+    for rank in (0, 1):
+        lines = (tmp_path / f"rank{rank}.txt").read_text().splitlines()
+        assert lines == ["world 2", *runs]
