@@ -258,12 +258,19 @@ def split_leak(
     if overlap.relabelled:
         parts.append(f"{overlap.relabelled:,} of them under another label")
     if not (poor_leaks or rich_beyond):
-        parts.append("as many as a random split of a training set that repeats itself would give")
+        parts.append(
+            "as many as a random split of a training set that repeats itself would give"
+            if expected >= 0.5
+            else "so few that a random split of such rows could give them"
+        )
     if overlap.note:
         parts.append(overlap.note)
     expected = overlap.rich_expected + overlap.poor_expected
     repeats = 1 - overlap.train_distinct / max(overlap.train_rows, 1)
-    by_nature = not (poor_leaks or rich_beyond) and repeats >= repeated_fraction
+    beyond = poor_leaks or rich_beyond
+    deviation = math.hypot(overlap.rich_deviation, overlap.poor_deviation)
+    lawful = repeats > 0 and leaked <= expected + 2 * deviation  # by training's own repeats
+    by_nature = not beyond and (repeats >= repeated_fraction or lawful)
     yield Fault(
         message="; ".join(parts) + f" (compared: {', '.join(overlap.columns)})",
         severity="error" if proven else "note" if by_nature else "warning",
