@@ -6,6 +6,7 @@ Augmentation, dropout and decay of weights are off: generalisation comes later.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from hf_recipe.baselines.one_batch import OneBatch, overfit_one_batch
 from hf_recipe.core.check import Skip
 from hf_recipe.core.exhibit import Answer, Curve, Line, Mark
 from hf_recipe.core.report import Gate
+from hf_recipe.data.preview import preview
 from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.compare import Outcome
 from hf_recipe.instruments.distributed import from_rank_0, rank
@@ -39,6 +41,7 @@ def run(journey: Journey) -> Gate:
     examiner = Examiner(
         lab.settings(), lab.report, hear=lab.show.finding, agree=from_rank_0, leads=rank() == 0
     )
+    _look_just_before_the_net(lab, subject)
     _first_loss(lab, subject)
     one_batch, text = _one_batch(lab, subject, examiner)
     examiner.examine(row_dependence, subject, guard=lambda: quiet(trainer.model, trainer=trainer))
@@ -60,6 +63,13 @@ def run(journey: Journey) -> Gate:
         journey.gain(simplest, base),
         leaking,
     )
+
+
+def _look_just_before_the_net(lab: Lab, subject: Subject) -> None:
+    """Show a batch after collation: decoded tokens, un-normalised pictures, ranges."""
+    with quiet(subject.model, trainer=subject.trainer):
+        for exhibit in preview(subject):
+            lab.report.exhibit(replace(exhibit, stage="baselines"))
 
 
 def blind_losses(data: Data) -> tuple[float, ...]:
@@ -85,6 +95,8 @@ def _first_loss(lab: Lab, subject: Subject) -> None:
     if not lab.data.classes:
         known = "the standardised target's variance = 1.0000"
     answer = f"loss {loss:.4f} before the first step; {known}"
+    if lab.bias:
+        answer += f"; {lab.bias}"
     lab.report.answer(Answer("Does the loss begin where it should?", "baselines", answer))
     lab.show.say(f"       {answer}")
 

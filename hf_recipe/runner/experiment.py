@@ -23,6 +23,7 @@ from transformers import Trainer, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
 from hf_recipe import __version__
+from hf_recipe.baselines.output_bias import set_output_bias
 from hf_recipe.core.config import Settings
 from hf_recipe.core.finding import STAGES, Stage
 from hf_recipe.core.report import Report
@@ -98,6 +99,7 @@ class Lab:
         self.group = time.strftime("recipe-%Y%m%d-%H%M%S")
         self.context = self._context()
         self.ledger = Ledger(folder / "experiments.csv", command_line(), git_state())
+        self.bias = ""
         self._watched: set[str] = set()
         self._train = remembered(self._experiment, folder / "outcomes" / self.context)
 
@@ -183,6 +185,8 @@ class Lab:
         """A Trainer for `setup`, its model freshly drawn."""
         set_seed(args.seed)
         model = build(self.data, self.feed, self.options, setup.model, setup.dropout)
+        if not self.pretrained:
+            self.bias = self._init_well(model)
         common: dict[str, Any] = {
             "model": model,
             "args": args,
@@ -205,6 +209,16 @@ class Lab:
         trainer.add_callback(WholeEvaluation())
         trainer.remove_callback(transformers.PrinterCallback)
         return trainer
+
+    def _init_well(self, model: Any) -> str:
+        """Let the fresh model predict the labels' frequencies from the first step on."""
+        try:
+            change = set_output_bias(
+                model, self.feed.rows("train"), data_collator=self.feed.collate, rows=256
+            )
+        except ValueError as error:
+            return str(error)
+        return f"the output bias is set to the label frequencies ({change.before:.4f} nats saved)"
 
     def arguments(self, setup: Setup, variant: Variant) -> Any:
         """The user's TrainingArguments with this experiment's settings."""

@@ -19,6 +19,7 @@ from hf_recipe.runner.gates import wilson
 from hf_recipe.runner.journey import Journey
 from hf_recipe.runner.models import load_saved
 from hf_recipe.runner.pieces import row_losses
+from hf_recipe.runner.tune_stage import student_of
 from hf_recipe.trainer.metrics import compute_metrics_for
 
 BOTH = "train+validation"
@@ -30,7 +31,9 @@ def read_test(journey: Journey) -> list[list[str]]:
     setup = journey.setup.change(part=BOTH, keep=True, early_stopping=False)
     teacher = setup.variant("refit on train + validation", lab.seeds[0])
     lab.train(teacher)
-    taught = setup.change(model="student", teacher=str(lab.model_path(teacher)))
+    taught = student_of(journey).change(
+        part=BOTH, keep=True, early_stopping=False, teacher=str(lab.model_path(teacher))
+    )
     student = taught.variant("student, refit and distilled", lab.seeds[0])
     lab.train(student)
     results = _results(lab, {"teacher": teacher, "student": student})

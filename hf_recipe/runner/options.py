@@ -113,7 +113,7 @@ class RecipeOptions:
         default=None, metadata={"help": "What counts as state of the art: accuracy=0.98."}
     )
     seeds: int = field(default=2, metadata={"help": "Trainings per comparison, at least 2."})
-    trials: int = field(default=6, metadata={"help": "Trials of the quasi-random search."})
+    trials: int = field(default=4, metadata={"help": "Trials of the quasi-random search."})
     restart: bool = field(
         default=False, metadata={"help": "Forget what the output folder already holds."}
     )

@@ -90,7 +90,7 @@ def _distil(journey: Journey) -> None:
     kept = journey.setup.change(keep=True)
     teacher = kept.variant("teacher", lab.seeds[0])
     lab.train(teacher)
-    alone = journey.setup.change(model="student", augment=journey.setup.augment)
+    alone = student_of(journey)
     taught = alone.change(teacher=str(lab.model_path(teacher)))
     plain = journey.outcomes("student alone", alone)
     distilled = journey.outcomes("student, distilled", taught)
@@ -99,6 +99,12 @@ def _distil(journey: Journey) -> None:
     journey.note("student, distilled", distilled)
     word = {True: "yes", False: "no", None: "undecided"}[gain.verdict]
     lab.report.answer(Answer("Does the teacher help the student?", "tune", f"{word}: {gain}"))
+
+
+def student_of(journey: Journey) -> Setup:
+    """A small network at the rate the job began with: it bears more than a large one."""
+    rate = journey.lab.start.learning_rate
+    return journey.setup.change(model="student", learning_rate=rate, dropout=0.0)
 
 
 def _target_value(journey: Journey, outcomes: list[Outcome]) -> float | None:
