@@ -253,6 +253,7 @@ def split_leak(
     if not leaked:
         return
     share = leaked / overlap.rows
+    expected = overlap.rich_expected + overlap.poor_expected
     proven = (poor_leaks or rich_beyond) and share >= error_fraction
     parts = [f"{leaked:,} of {overlap.rows:,} rows ({share:.1%}) stand in the training set too"]
     if overlap.relabelled:
@@ -265,12 +266,8 @@ def split_leak(
         )
     if overlap.note:
         parts.append(overlap.note)
-    expected = overlap.rich_expected + overlap.poor_expected
     repeats = 1 - overlap.train_distinct / max(overlap.train_rows, 1)
-    beyond = poor_leaks or rich_beyond
-    deviation = math.hypot(overlap.rich_deviation, overlap.poor_deviation)
-    lawful = repeats > 0 and leaked <= expected + 2 * deviation  # by training's own repeats
-    by_nature = not beyond and (repeats >= repeated_fraction or lawful)
+    by_nature = not (poor_leaks or rich_beyond) and repeats >= repeated_fraction
     yield Fault(
         message="; ".join(parts) + f" (compared: {', '.join(overlap.columns)})",
         severity="error" if proven else "note" if by_nature else "warning",
