@@ -26,6 +26,10 @@ def _alone(outcome: Outcome) -> Outcome:
     return outcome
 
 
+# Ids for which the model has no row: no forward pass gets past them.
+UNRUNNABLE = frozenset({"label-out-of-range", "token-out-of-range"})
+
+
 class Examiner:
     """Runs probes, judges measurements, and tells `hear` of every finding that is new.
 
@@ -96,6 +100,10 @@ class Examiner:
             step: the optimizer step it looks at; None before training.
         """
         if not self.judging(probe.measures):
+            return []
+        fatal = {f.check for f in self.report.flat} & UNRUNNABLE
+        if probe.moment == "probe" and fatal:  # and on a GPU it would take the device with it
+            self.skip(probe.measures, f"the model cannot run on such rows: {min(fatal)}")
             return []
         outcome: Outcome = ("taken", [])
         if self.leads or probe.moment not in ("dataset", "batch"):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -31,6 +31,7 @@ from hf_recipe.instruments.subject import Subject
 from hf_recipe.instruments.window import Evaluation, Window
 
 MOST_ROWS = 4096  # rows of an evaluation set that are compared
+PRIOR_ROWS = 1024  # training rows whose labels make the input-blind model
 
 
 @dataclass(frozen=True)
@@ -61,23 +62,43 @@ def measure_blind_baseline(subject: Subject) -> Iterator[Located | Measurement]:
     if head.task in PRIORLESS or head.task in ("causal", "masked", "seq2seq", "segmentation"):
         raise Skip(f"a {head.task} head is not compared with label frequencies")
     yield from remember_initial_loss(subject)
+    head = _with_more_labels(head, subject)
     taken = False
     for split, rows in subject.evaluation.items():
         if stream_reason(rows) or subject.overridden(split) or not len(rows):
             continue
         taken = True
-        yield Located(_blind(head, _labels(rows), split), split)
+        labels = _labels(rows, range(min(len(rows), MOST_ROWS)))
+        yield Located(_blind(head, labels, split), split)
     if not taken:
         raise Skip("the evaluation data cannot be read ahead")
 
 
-def _labels(rows: Rows) -> list[torch.Tensor]:
-    """The labels of the set's first rows, collated as they will be."""
+def _with_more_labels(head: Head, subject: Subject) -> Head:
+    """`head` with the labels of many training rows: a few dozen make a poor blind model.
+
+    Frequencies out of n rows cost about (classes - 1) / 2n nats, which must be far less than the
+    gain that is looked for; else a model that ignores its inputs looks better than blind.
+    """
+    rows = subject.train
+    if rows is None or stream_reason(rows) or subject.overridden("train"):
+        return head
+    labels = _labels(rows, rows.evenly_spaced(PRIOR_ROWS))
+    if head.problem_type == SOFTMAX:
+        flat = torch.cat([y.reshape(-1) for y in labels])
+        flat = flat[flat != -100].long()
+    else:
+        flat = torch.stack([y.double().reshape(-1) for y in labels])
+    return replace(head, labels=flat) if len(flat) > len(head.labels) else head
+
+
+def _labels(rows: Rows, indices: Sequence[int]) -> list[torch.Tensor]:
+    """The labels of the set's rows at `indices`, collated as they will be."""
     found = []
-    for batch in rows.batches(range(min(len(rows), MOST_ROWS)), 64):
+    for batch in rows.batches(indices, 64):
         labels = batch.labels
         if not isinstance(labels, torch.Tensor):
-            raise Skip("the evaluation batches have no labels")
+            raise Skip(f"the {rows.name} batches have no labels")
         found += list(labels)
     return found
 
@@ -170,7 +191,7 @@ def compare_with_blind(
         accuracy=state.get("accuracy"),
         majority=blind.majority,
         training_loss=math.fsum(state["losses"]) / len(state["losses"]),
-        prior=start.prior,
+        prior=max(start.prior, blind.mean),  # the few rows of the start flatter the prior
         steps=state.get("steps", 0),
         total_steps=window.plan.total_steps if window.plan else None,
         split=blind.split,
@@ -240,6 +261,7 @@ def input_ignored(
     errors: Annotated[float, "2 standard errors either way: undecided lies between"] = 2.0,
     least: Annotated[float, "2 % of the blind loss: a smaller gain is none in practice"] = 0.02,
     enough_steps: Annotated[int, "fewer steps than this decide nothing"] = 50,
+    sure: Annotated[float, "3 standard errors, over all evaluations: it did learn something"] = 3.0,
     near_prior: Annotated[
         float, "a model that has not even learnt the frequencies fails for another reason"
     ] = 0.1,
@@ -252,6 +274,8 @@ def input_ignored(
         return
     if run.gain + errors * run.standard_error > least * run.blind:
         return  # better, or undecided
+    if run.gain > sure * run.standard_error:
+        return  # a little better, surely: trained too little, not blind
     if run.order is not None and run.order > 0.5 + errors * run.order_error:
         return
     if run.accuracy is not None and run.majority is not None:

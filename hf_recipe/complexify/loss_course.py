@@ -261,7 +261,13 @@ LOSS_NOT_FINITE = Check(
     source="transformers issues 9160 (2020) and 28122 (2023); Trainer's logging_nan_inf_filter",
     unsure="An evaluation batch without a single supervised label has no loss, and is reported.",
     judges=(steps_not_finite, evaluation_not_finite, began_in),
-    explains=("loss-diverged", "loss-spike", "exploding-gradient", "loss-not-decreasing"),
+    explains=(
+        "initial-loss-unexpected",
+        "loss-diverged",
+        "loss-spike",
+        "exploding-gradient",
+        "loss-not-decreasing",
+    ),
 )
 
 __all__ = ["LOSS_NOT_FINITE", "NonFiniteEvaluation", "NonFiniteOrigin", "NonFiniteSteps"]

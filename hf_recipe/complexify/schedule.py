@@ -152,6 +152,12 @@ class SchedulePace(Measurement):
 
 
 PACES = (0, 1, 2, 3, 4, 6, 8, 12, 16)
+# The surplus steps may come before the optimizer's first one (from a training_step) or after it.
+CADENCES = tuple((p, ahead) for p in PACES for ahead in sorted({0, max(p - 1, 0)}))
+
+
+def _key(pace: int, ahead: int) -> str:
+    return f"{pace}+{ahead}" if ahead else str(pace)
 
 
 def fold_pace(
@@ -161,24 +167,26 @@ def fold_pace(
     plan = seen.get(ScheduleSummary.kind())
     if not isinstance(plan, ScheduleSummary) or not plan.peak > 0:
         return state, None
-    tally: dict[str, list[int]] = {str(pace): [0, 0] for pace in PACES} | dict(state)
+    tally: dict[str, list[int]] = {_key(*each): [0, 0] for each in CADENCES} | dict(state)
     step, rate = 0, 0.0
     for done in window.steps:
         point = (done.step - 1) // plan.every
         if (done.step - 1) % plan.every or point >= len(plan.planned):
             continue
         step, rate = done.step, done.learning_rate
-        for pace in PACES:
-            if point * pace >= len(plan.planned):
+        for pace, ahead in CADENCES:
+            place = point * pace + (ahead if plan.every == 1 else 0)
+            if place >= len(plan.planned):
                 continue
-            expected = plan.planned[point * pace]
-            told, wrong = tally[str(pace)]
+            expected = plan.planned[place]
+            told, wrong = tally[_key(pace, ahead)]
             told += not abs(expected - plan.planned[point]) <= 0.02 * plan.peak
             wrong += not abs(expected - rate) <= 0.01 * plan.peak
-            tally[str(pace)] = [told, wrong]
+            tally[_key(pace, ahead)] = [told, wrong]
     if not step:
         return tally, None
-    others = [p for p in PACES if p != 1 and tally[str(p)][1] == 0 and tally[str(p)][0] >= 3]
+    fits = {each: tally[_key(*each)] for each in CADENCES}
+    others = [p for (p, _), (told, wrong) in fits.items() if p != 1 and not wrong and told >= 3]
     compared = max(told for told, _ in tally.values())
     likely = 1 if tally["1"][1] < 3 else (others[0] if others else None)
     return tally, SchedulePace(step, likely, compared, rate) if compared >= 3 else None

@@ -7,7 +7,7 @@ another order, and classes going into one output (a silent regression) all train
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -37,7 +37,9 @@ class LabelsOnHead(Measurement):
         labels: the labels' counts.
         outputs: the head's outputs.
         problem_type: as the config has it; None: inferred from the labels.
-        head_names: the config's names of the outputs; empty where they are LABEL_0, LABEL_1, ...
+        head_names: the names of the outputs: the config's, or, where those are LABEL_0, LABEL_1,
+            ..., the training set's for the other splits; empty where nothing names them.
+        named_by: whose names these are.
         own_loss: whether another loss than the model's own is computed.
         outside: labels without an output; outside_rows: where.
         unused: outputs that no label uses (at most 1,000); unused_count: how many.
@@ -48,6 +50,7 @@ class LabelsOnHead(Measurement):
     outputs: int
     problem_type: str | None = None
     head_names: tuple[str, ...] = ()
+    named_by: str = "config.id2label"
     own_loss: bool = False
     outside: int = 0
     outside_rows: tuple[int, ...] = ()
@@ -81,6 +84,9 @@ def take_on_head(subject: Subject) -> Iterator[Located]:
         located = on_head(subject, counts, rows, values, outputs, seen_elsewhere)
         if split != "train":  # what evaluation does not use is no fault
             located = replace(located, unused=(), unused_count=0, elsewhere=0)
+            taught = found["train"][0].names if "train" in found else ()
+            if taught and not located.head_names:
+                located = replace(located, head_names=taught, named_by="the training set")
         yield Located(located, split)
 
 
@@ -161,7 +167,7 @@ def collated_as_read(subject: Subject, source: Source, roles: Roles) -> bool:
     if not isinstance(batch.labels, torch.Tensor):
         return False
     collated = batch.labels.detach().cpu().double().flatten()
-    raw = [_flat_numbers(_label_of(rows.dataset[i], roles.label)) for i in chosen]
+    raw = [_flat_numbers(label) for label in _stored_labels(rows.dataset, chosen, roles.label)]
     wanted = torch.tensor([v for row in raw for v in row], dtype=torch.float64)
     if collated.numel() != wanted.numel():  # padded
         collated, wanted = collated[collated != IGNORED], wanted[wanted != IGNORED]
@@ -170,8 +176,14 @@ def collated_as_read(subject: Subject, source: Source, roles: Roles) -> bool:
     )
 
 
-def _label_of(row: Any, label: str | None) -> Any:
-    return row[label] if isinstance(row, Mapping) else row[int(label or 0)]
+def _stored_labels(dataset: Any, chosen: Sequence[int], label: str | None) -> list[Any]:
+    """The labels as they are stored: a `set_transform` may rename them on the fly."""
+    import datasets
+
+    if isinstance(dataset, datasets.Dataset):
+        return list(dataset.select_columns([label]).with_format(None).select(chosen)[label])
+    rows = [dataset[i] for i in chosen]
+    return [row[label] if isinstance(row, Mapping) else row[int(label or 0)] for row in rows]
 
 
 def _flat_numbers(value: Any) -> list[float]:
@@ -248,7 +260,7 @@ def label_name_mismatch(found: LabelsOnHead) -> Iterator[Fault]:
         return
     yield Fault(
         message=f"{len(moved)} of {len(shared)} class names stand at another number in "
-        f"config.id2label than in the data set's {found.labels.column}",
+        f"{found.named_by} than in the data set's {found.labels.column}",
         subject=found.labels.column,
         evidence={
             "seen": f"{len(moved)} names moved",
@@ -257,7 +269,8 @@ def label_name_mismatch(found: LabelsOnHead) -> Iterator[Fault]:
             "head_ids": [head[name] for name in moved[:20]],
         },
         quotes=tuple(
-            f"{name}: {data[name]} in the data, {head[name]} in the config" for name in moved[:20]
+            f"{name}: {data[name]} in the data, {head[name]} in {found.named_by}"
+            for name in moved[:20]
         ),
     )
 

@@ -217,8 +217,9 @@ def head_outputs(model: Any) -> int | None:
         return int(outputs)
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     fits = bool(linear) and linear[-1].out_features == outputs
-    language = any(word in name for word in ("CausalLM", "MaskedLM", "LMHead", "Conditional"))
-    return int(outputs) if fits and not language else None
+    # language models, and heads that score one candidate at a time
+    others = ("CausalLM", "MaskedLM", "LMHead", "Conditional", "MultipleChoice")
+    return int(outputs) if fits and not any(word in name for word in others) else None
 
 
 # ---------------------------------------------------------------- verdicts

@@ -253,15 +253,19 @@ def split_leak(
     if not leaked:
         return
     share = leaked / overlap.rows
+    expected = overlap.rich_expected + overlap.poor_expected
     proven = (poor_leaks or rich_beyond) and share >= error_fraction
     parts = [f"{leaked:,} of {overlap.rows:,} rows ({share:.1%}) stand in the training set too"]
     if overlap.relabelled:
         parts.append(f"{overlap.relabelled:,} of them under another label")
     if not (poor_leaks or rich_beyond):
-        parts.append("as many as a random split of a training set that repeats itself would give")
+        parts.append(
+            "as many as a random split of a training set that repeats itself would give"
+            if expected >= 0.5
+            else "so few that a random split of such rows could give them"
+        )
     if overlap.note:
         parts.append(overlap.note)
-    expected = overlap.rich_expected + overlap.poor_expected
     repeats = 1 - overlap.train_distinct / max(overlap.train_rows, 1)
     by_nature = not (poor_leaks or rich_beyond) and repeats >= repeated_fraction
     yield Fault(
