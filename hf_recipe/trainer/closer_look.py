@@ -1,4 +1,4 @@
-"""Closer looks inside a run: modes, updates by layer, gradients left over, ranks, a NaN's origin."""
+"""Closer looks inside a run: modes, updates by layer, leftover gradients, ranks, NaN origins."""
 
 from __future__ import annotations
 
