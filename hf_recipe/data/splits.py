@@ -232,11 +232,6 @@ def split_leak(
     mean_copies: Annotated[
         float, "copies per input beyond which the inputs are a small world of their own; judged"
     ] = 3.0,
-    repeated_fraction: Annotated[
-        float,
-        "share of training rows that repeat an earlier one, from which repetition is the "
-        "data's nature (small worlds of synthetic data repeat 20 % and more); judged",
-    ] = 0.1,
 ) -> Iterator[Fault]:
     """Copies beyond chance; none is reported where the set is, or says it is, training data."""
     if overlap.same_data or overlap.declared or not overlap.copies:
@@ -266,8 +261,8 @@ def split_leak(
         )
     if overlap.note:
         parts.append(overlap.note)
-    repeats = 1 - overlap.train_distinct / max(overlap.train_rows, 1)
-    by_nature = not (poor_leaks or rich_beyond) and repeats >= repeated_fraction
+    # Rows that recur in training as often are the data's nature: a small world, or old copies.
+    by_nature = not (poor_leaks or rich_beyond)
     yield Fault(
         message="; ".join(parts) + f" (compared: {', '.join(overlap.columns)})",
         severity="error" if proven else "note" if by_nature else "warning",

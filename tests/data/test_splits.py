@@ -131,7 +131,7 @@ def test_a_few_repeated_rows_split_at_random(tmp_path):
     some = datasets.concatenate_datasets([once, once.select(range(20))])
     split = some.train_test_split(0.2, seed=0)
     found, _ = leak(split["train"], split["test"], tmp_path)
-    assert [f.severity for f in found] == ["warning"]
+    assert [f.severity for f in found] == ["note"]
 
 
 def test_digits_and_iris(tmp_path):
