@@ -131,7 +131,12 @@ def fold(findings: Iterable[Finding], explains: Mapping[str, Iterable[str]]) -> 
         else:
             roots.append(i)
     folded = [replace(everything[i], symptoms=tuple(under.get(i, ()))) for i in roots]
-    folded.sort(key=lambda f: (SEVERITIES.index(f.severity), not f.symptoms))
+
+    def order(finding: Finding) -> tuple[int, bool, bool]:
+        caused = bool(above[finding.check] - {finding.check})  # an error, and another one's doing
+        return (SEVERITIES.index(finding.severity), caused, not finding.symptoms)
+
+    folded.sort(key=order)
     return folded
 
 

@@ -42,7 +42,7 @@ def _grow(journey: Journey) -> None:
         )
         return
     large = setup.change(model="large")
-    before, after = journey.outcomes("base", setup), journey.outcomes("large", large)
+    before, after = journey.outcomes("base", setup), journey.outcomes("large", large, watch=True)
     gain, validation = journey.gain(before, after, train=True), journey.gain(before, after)
     word = {True: "yes", False: "no", None: "undecided"}[gain.verdict]
     lab.report.answer(

@@ -30,6 +30,7 @@ from hf_recipe.runner.data import load
 from hf_recipe.runner.experiment import Lab
 from hf_recipe.runner.final import read_test
 from hf_recipe.runner.journey import Journey
+from hf_recipe.runner.models import given_config
 from hf_recipe.runner.options import Options, UsageError, parse
 from hf_recipe.runner.show import Show
 
@@ -54,9 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse(sys.argv[1:] if arguments is None else list(arguments))
         _quieten()
-        set_threads()
         folder = _folder(options)
-        lab = Lab(options, load(options), folder, Show(leads=rank() == 0))
+        data = load(options)
+        set_threads(tiny=data.kind != "text" and given_config(options) is None)
+        lab = Lab(options, data, folder, Show(leads=rank() == 0))
     except UsageError as error:
         if rank() == 0:
             sys.stderr.write(f"recipe: {error}\n")
@@ -117,8 +119,11 @@ def write_report(lab: Lab) -> None:
     write_atomically(lab.folder / "MODEL_CARD.md", lab.report.to_markdown())
 
 
-def set_threads() -> None:
+def set_threads(*, tiny: bool = False) -> None:
     """torch's threads: cores over processes of this machine, unless the user has set them.
+
+    Our own `tiny` networks take one: a step of a few milliseconds is too short to be shared, and
+    on two cores the hand-over doubles it.
 
     Launchers set OMP_NUM_THREADS to 1 by themselves; under one, that value is not the user's.
     """
@@ -128,7 +133,7 @@ def set_threads() -> None:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(max(1, (cores or 1) // processes))
+    torch.set_num_threads(1 if tiny else max(1, (cores or 1) // processes))
 
 
 def _folder(options: Options) -> Path:
