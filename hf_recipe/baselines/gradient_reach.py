@@ -108,7 +108,11 @@ def measure_reach(subject: Subject) -> Iterator[ReachedParameters | Unregistered
     if any(getattr(subject.args, name, False) for name in names) and not checkpointed:
         raise Skip("activation checkpointing is switched on by train(): looked at then")
     with noting_calls(model) as called:
-        made = trace(subject, few_rows(subject))
+        batch = few_rows(subject)
+        labels = batch.labels
+        if isinstance(labels, torch.Tensor) and bool((labels == -100).all()):
+            raise Skip("no label of the batch counts, so nothing can have a gradient")
+        made = trace(subject, batch)
         in_graph = leaves_of(made.loss)
         reached, zero, cut = _backward(made, list(trainable.values()), in_graph)
         missing = [n for n, p in trainable.items() if id(p) not in reached]

@@ -311,4 +311,5 @@ CHECK = Check(
     "Overconfident models of more than two classes are cleared by an earlier evaluation or by a "
     "reported accuracy only.",
     judges=(input_ignored,),
+    explains=("loss-not-decreasing",),
 )

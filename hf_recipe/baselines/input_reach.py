@@ -186,4 +186,5 @@ INPUT_WITHOUT_GRADIENT = Check(
     unsure="A gate that starts at zero hides an input for one step. An input that is used without "
     "being differentiable is a note.",
     judges=(without_influence,),
+    explains=("input-ignored", "loss-not-decreasing"),
 )

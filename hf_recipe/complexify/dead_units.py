@@ -199,7 +199,12 @@ DEAD_UNIT = Check(
     source="Lu et al., Dying ReLU and Initialization (2019); Glorot and Bengio (2010)",
     unsure="Gates that are shut on purpose; experts that no row of the samples was sent to.",
     judges=(dead,),
-    explains=("vanishing-gradient", "loss-not-decreasing"),
+    explains=(
+        "vanishing-gradient",
+        "loss-not-decreasing",
+        "input-without-gradient",
+        "input-ignored",
+    ),
 )
 
 __all__ = ["DEAD_UNIT", "ActivationUnits", "ActivationWatch", "LayerUnits"]

@@ -228,7 +228,7 @@ UPDATE_ROUNDED_AWAY = Check(
     source="Zamirai et al., Revisiting BFloat16 Training (2020); pytorch issue 120376 (2024)",
     unsure="Compensation over hundreds of steps looks like loss at a tiny rate.",
     judges=(rounded_away,),
-    explains=("loss-not-decreasing", "update-too-small"),
+    explains=("loss-not-decreasing", "update-too-small", "input-ignored"),
 )
 
 UPDATE_TOO_SMALL = Check(
@@ -241,7 +241,7 @@ UPDATE_TOO_SMALL = Check(
     source="Karpathy, CS231n notes, 'Ratio of weights:updates' (2015)",
     unsure="A probe or a warm restart that is meant to change almost nothing.",
     judges=(too_small,),
-    explains=("loss-not-decreasing",),
+    explains=("loss-not-decreasing", "input-ignored"),
 )
 
 UPDATE_TOO_LARGE = Check(

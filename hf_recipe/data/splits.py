@@ -262,7 +262,7 @@ def split_leak(
     if overlap.note:
         parts.append(overlap.note)
     # Rows that recur in training as often are the data's nature: a small world, or old copies.
-    by_nature = not (poor_leaks or rich_beyond)
+    by_nature = not (poor_leaks or rich_beyond) and expected >= 0.5
     yield Fault(
         message="; ".join(parts) + f" (compared: {', '.join(overlap.columns)})",
         severity="error" if proven else "note" if by_nature else "warning",

@@ -9,6 +9,8 @@ import torch
 
 from hf_recipe.instruments.subject import Subject
 
+SAMPLED = 64  # rows in which a config's padding token must stand at the ends alone
+
 
 def pad_positions(
     subject: Subject, inputs: Mapping[str, Any], mask: torch.Tensor | None
@@ -21,8 +23,10 @@ def pad_positions(
     ids = inputs.get("input_ids")
     if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or ids.shape[1] < 2:
         return None
-    token, shortest = _pad_token(subject)
+    token, shortest, declared = _pad_token(subject)
     found = None if token is None else _runs(ids, token, shortest)
+    if token is not None and not declared and _stands_for_more(subject, token, shortest):
+        found = None
     if found is not None and bool(found.any()):
         return found
     if mask is None or mask.shape != ids.shape or not bool((mask == 0).any()):
@@ -32,15 +36,26 @@ def pad_positions(
     return kept if len(kept_ids) == 1 and len(other_ids) > 2 else left_out
 
 
-def _pad_token(subject: Subject) -> tuple[int | None, int]:
-    """The padding token, and how long a run of it must be to count."""
+def _stands_for_more(subject: Subject, token: int, shortest: int) -> bool:
+    """Whether the config's padding token also stands inside rows, and so is a word like others."""
+    key = f"padding token {token} stands for more"
+    if key not in subject.cache:
+        ids = subject.batch(size=SAMPLED).inputs["input_ids"]
+        apart = (ids == token) & ~_runs(ids, token, shortest)
+        subject.cache[key] = bool(apart.any())
+    return bool(subject.cache[key])
+
+
+def _pad_token(subject: Subject) -> tuple[int | None, int, bool]:
+    """The padding token, how long a run of it must be to count, and whether it is declared."""
     declared = getattr(subject.processing_class, "pad_token_id", None)
     closing = getattr(subject.processing_class, "eos_token_id", None)
     if declared is not None:
-        return int(declared), 2 if declared == closing else 1
+        return int(declared), 2 if declared == closing else 1, True
     config = subject.config
     token = getattr(config, "pad_token_id", None)
-    return (None if token is None else int(token)), 2  # a config's default may be a real token
+    # A config's default may be a real token.
+    return (None if token is None else int(token)), 2, False
 
 
 def _runs(ids: torch.Tensor, token: int, shortest: int) -> torch.Tensor:

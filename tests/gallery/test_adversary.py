@@ -90,7 +90,7 @@ def renamed(folder: Path, faulty: bool) -> Trainer:
 
 FAULTY = [
     Case("input-ignored", shuffled, "warning", name="labels of other rows"),
-    Case("input-ignored", unread, "warning", name="zeros into the head"),
+    Case("input-without-gradient", unread, "warning", name="zeros into the head"),
     Case("schedule-decays-early", hurried(1), "error", name="training_step steps the scheduler"),
     Case("schedule-decays-early", hurried(2), "error", name="the same, accumulating"),
     Case("label-out-of-range", out_of_range, "error", train=False),
