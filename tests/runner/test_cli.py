@@ -77,7 +77,8 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 class Rows(torch.utils.data.Dataset):
     def __len__(self): return 64
     def __getitem__(self, i):
-        return {"input_ids": torch.tensor([1 + i % 19, 1 + (3 * i) % 19, 5]), "labels": torch.tensor(i % 2)}
+        ids = torch.tensor([1 + i % 19, 1 + (3 * i) % 19, 5])
+        return {"input_ids": ids, "labels": torch.tensor(i % 2)}
 
 if __name__ == "__main__":
     model = BertForSequenceClassification(BertConfig(vocab_size=20, hidden_size=16,
