@@ -25,7 +25,7 @@ def pad_positions(
         return None
     token, shortest, declared = _pad_token(subject)
     found = None if token is None else _runs(ids, token, shortest)
-    if token is not None and not declared and _stands_for_more(subject, token, shortest):
+    if token is not None and not declared and _stands_for_more(subject, token):
         found = None
     if found is not None and bool(found.any()):
         return found
@@ -36,12 +36,12 @@ def pad_positions(
     return kept if len(kept_ids) == 1 and len(other_ids) > 2 else left_out
 
 
-def _stands_for_more(subject: Subject, token: int, shortest: int) -> bool:
+def _stands_for_more(subject: Subject, token: int) -> bool:
     """Whether the config's padding token also stands inside rows, and so is a word like others."""
     key = f"padding token {token} stands for more"
     if key not in subject.cache:
         ids = subject.batch(size=SAMPLED).inputs["input_ids"]
-        apart = (ids == token) & ~_runs(ids, token, shortest)
+        apart = (ids == token) & ~_runs(ids, token, 1)
         subject.cache[key] = bool(apart.any())
     return bool(subject.cache[key])
 
