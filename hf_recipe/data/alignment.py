@@ -15,11 +15,13 @@ class Place:
         start: position of the first id that was found.
         kept: ids of the text that stand there.
         whole: ids of the text.
+        target: whether that is in the target of an encoder-decoder.
     """
 
     start: int
     kept: int
     whole: int
+    target: bool = False
 
     @property
     def end(self) -> int:

@@ -180,7 +180,11 @@ def _place(
         return None
     ids = splitter.ids(before + text)
     at = place(row.ids, ids, borders)
-    return at if at is not None or row.target is None else place(row.target, ids, borders)
+    if row.target is None or (at is not None and not at.is_cut):
+        return at
+    aim = place(row.target, ids, borders)
+    better = aim is not None and (at is None or aim.kept > at.kept)
+    return replace(aim, target=True) if aim is not None and better else at
 
 
 def _seen(places: Sequence[Place | None]) -> int:
@@ -219,7 +223,8 @@ def with_texts(
         columns.append(
             ColumnCut(
                 column,
-                _is_target(rows, there) or (continues and is_answer(column)),
+                2 * sum(at.target for _, at in there) > len(there)
+                or (continues and is_answer(column)),
                 len(there),
                 len(short),
                 sum(at.whole for _, at in there),
@@ -230,15 +235,6 @@ def with_texts(
         seen, columns=tuple(columns), cut_rows=len(cut), examples=tuple(sorted(cut)[:20])
     )
     return _with_answers(seen, rows, places) if continues else seen
-
-
-def _is_target(rows: Sequence[TextRow], there: Sequence[tuple[TextRow, Place]]) -> bool:
-    """Whether a column was found in the target of encoder-decoders, not in their input."""
-    if rows[0].target is None:
-        return False
-    fits = sum(at.end <= len(row.target or ()) for row, at in there)
-    inside = sum(at.end <= len(row.ids) for row, at in there)
-    return fits > inside
 
 
 def _with_answers(seen: Truncation, rows: Sequence[TextRow], places: Places) -> Truncation:
@@ -309,13 +305,14 @@ def truncated_example(
 
 
 def _cut(seen: Truncation) -> Fault:
-    tokens, missing = sum(c.tokens for c in seen.columns), sum(c.lost for c in seen.columns)
-    names = ", ".join(c.column for c in seen.columns if c.cut)
+    short = [c for c in seen.columns if c.cut]
+    tokens, missing = sum(c.tokens for c in short), sum(c.lost for c in short)
+    names = ", ".join(c.column for c in short)
     return _fault(
         seen,
-        f"{seen.cut_rows:,} of {seen.rows:,} rows ({seen.cut_rows / seen.rows:.1%}) are cut, at "
-        f"{seen.longest:,} tokens at most; {missing / tokens:.1%} of the tokens of {names} are "
-        "lost",
+        f"{seen.cut_rows:,} of {seen.rows:,} rows ({seen.cut_rows / seen.rows:.1%}) are cut: "
+        f"{missing / tokens:.1%} of the tokens of {names} are lost; the longest row has "
+        f"{seen.longest:,} tokens",
         None,
         names,
         fraction=seen.cut_rows / seen.rows,
