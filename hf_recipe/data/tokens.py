@@ -41,7 +41,8 @@ class TokenFacts(Measurement):
         ends, ends_labelled: end tokens that are attended to beyond a row's first position, and
             end tokens (any that the model stops at) that count in the loss.
         end_known: whether the tokenizer itself names an end token.
-        other_end: share of rows whose last supervised token is the same other special token.
+        other_end: share of rows that end with the same other special token: the last supervised
+            token, or one of the two before it (chat templates put a line break behind a turn).
         supervised: label positions that count, next to ids they can be compared with.
         aligned, ahead: of these, equal to the id at the same, at the next position.
         double_begin: rows that start with two beginning-of-sequence tokens.
@@ -109,7 +110,7 @@ def token_facts(subject: Subject, batches: list[Batch]) -> TokenFacts:
                 totals, ids, attended, labels.detach().cpu(), special, shifted, answers
             )
             examples += _rows(batch, counted)
-            last += _last_labels(labels.detach().cpu())
+            last += _last_labels(labels.detach().cpu(), special)
     common = max(set(last), key=last.count) if last else None
     other = common in special.every and common not in special.ends
     return TokenFacts(
@@ -181,10 +182,14 @@ def _double_begin(ids: torch.Tensor, attended: torch.Tensor, special: Special) -
     return (one == two) & torch.isin(one, begins) & attended[rows, first + 1]
 
 
-def _last_labels(labels: torch.Tensor) -> list[int]:
-    places = torch.arange(labels.shape[1]).expand_as(labels)
-    last = torch.where(labels != IGNORED, places, -1).max(dim=1).values
-    return [int(labels[i, place]) for i, place in enumerate(last.tolist()) if place >= 0]
+def _last_labels(labels: torch.Tensor, special: Special) -> list[int]:
+    """Each row's last supervised token, or the special one just before it."""
+    found = []
+    for row in labels:
+        end = row[row != IGNORED][-3:].tolist()[::-1]
+        if end:
+            found.append(next((token for token in end if token in special.every), end[0]))
+    return found
 
 
 def _rows(batch: Batch, flags: torch.Tensor) -> list[int]:

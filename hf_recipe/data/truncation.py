@@ -70,6 +70,7 @@ class Truncation(Measurement):
             token.
         mute_full, mute_short: of the full and of the shorter rows, those in which no label counts.
         collated_short: rows that the collator made shorter than they stand in the data set.
+        windows: whether rows are windows over longer texts, so that nothing is lost.
         columns: text columns found in the rows.
         cut_rows: rows in which some text is cut.
         answers, answers_gone: rows with a text to answer with, and those without a token of it.
@@ -88,6 +89,7 @@ class Truncation(Measurement):
     mute_full: int = 0
     mute_short: int = 0
     collated_short: int = 0
+    windows: bool = False
     columns: tuple[ColumnCut, ...] = ()
     cut_rows: int = 0
     answers: int = 0
@@ -105,7 +107,9 @@ def take_truncation(subject: Subject) -> Iterator[Located]:
     for split, rows in of_every_split(subject):
         seen = lengths(rows, special, last_limit(tokenizer))
         places = text_places(subject, split)
-        if places and not _are_windows(subject, split, rows, places):
+        if places and _are_windows(subject, split, rows, places):
+            seen = replace(seen, windows=True)
+        elif places:
             seen = with_texts(seen, rows, places, continues=shifts_labels(subject.model))
         yield Located(seen, split)
 
@@ -256,12 +260,19 @@ def _with_answers(seen: Truncation, rows: Sequence[TextRow], places: Places) -> 
         rest = len(row.ids) - max(at.end for at in ahead)
         at_limit = pile and len(row.ids) == seen.longest
         is_short = at_limit or any(at.is_cut for at in ahead)
-        if places[answer][i] is None and rest <= TEMPLATE and is_short:
+        left = _still_labelled(row, max(at.end for at in ahead))
+        if places[answer][i] is None and rest <= TEMPLATE and is_short and not left:
             gone.append(row.number)
     examples = (*gone, *(n for n in seen.examples if n not in set(gone)))
     return replace(
         seen, answer=answer, answers=there, answers_gone=len(gone), examples=examples[:20]
     )
+
+
+def _still_labelled(row: TextRow, end: int) -> bool:
+    """Whether labels that leave the prompt out still count behind it."""
+    labels = row.labels or []
+    return IGNORED in labels[1:end] and any(label != IGNORED for label in labels[end:])
 
 
 # ---------------------------------------------------------------- verdict
@@ -297,7 +308,7 @@ def truncated_example(
             target.column,
             fraction=target_lost,
         )
-    elif seen.columns:
+    elif seen.columns or seen.windows:
         if seen.cut_rows > few * seen.rows:
             yield _cut(seen)
     else:
