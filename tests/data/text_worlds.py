@@ -127,7 +127,7 @@ SIZES = {
 
 def bert(tok, kind=BertForSequenceClassification, **config):
     torch.manual_seed(0)
-    model = kind(BertConfig(vocab_size=len(tok), **{**SIZES, **config}))
+    model = kind(BertConfig(**{"vocab_size": len(tok), **SIZES, **config}))
     model.accepts_loss_kwargs = False
     return model
 
