@@ -25,6 +25,7 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.data.masks",
     "hf_recipe.data.order",
     "hf_recipe.data.splits",
+    "hf_recipe.data.stale",
     "hf_recipe.data.tokens",
     "hf_recipe.data.truncation",
     "hf_recipe.data.vocabulary",

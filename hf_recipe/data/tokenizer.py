@@ -93,10 +93,23 @@ def collated(subject: Subject, split: str) -> list[Batch]:
     """
     key = f"collated:{split}"
     if key not in subject.cache:
-        token_ids(subject.batch(split, size=2))  # images are not collated by the thousand
-        subject.cache[key] = subject.batches(split, rows=ROWS, size=SIZE)
+        first = subject.batch(split, size=2)
+        token_ids(first)  # images are not collated by the thousand
+        subject.cache[key] = [first] if not first.rows else list(_light(subject, split))
     found: list[Batch] = subject.cache[key]
     return found
+
+
+def _light(subject: Subject, split: str) -> Iterator[Batch]:
+    """The batches without what is larger than a number for each position."""
+    rows = subject.rows(split)
+    for batch in rows.batches(rows.evenly_spaced(ROWS), SIZE):
+        small = {
+            name: value
+            for name, value in batch.inputs.items()
+            if isinstance(value, torch.Tensor) and value.ndim <= 2
+        }
+        yield Batch(small, batch.rows)
 
 
 def token_ids(batch: Batch) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The judges of the text checks on literal numbers, and what they are measured with."""
 
 import datasets
+import numpy as np
 import pytest
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -19,18 +20,12 @@ from hf_recipe.data.answers import (
     prompt_supervised,
 )
 from hf_recipe.data.masks import SUPERVISION
+from hf_recipe.data.stale import MATCH, TextMatch, stale_tokens
 from hf_recipe.data.text_rows import read_columns, text_rows
 from hf_recipe.data.tokenizer import splitting, tokenizer_of
 from hf_recipe.data.tokens import TOKENS, TokenFacts
 from hf_recipe.data.truncation import TRUNCATION, ColumnCut, Truncation, truncated_example
-from hf_recipe.data.vocabulary import (
-    MATCH,
-    VOCABULARY,
-    TextMatch,
-    Vocabulary,
-    stale_tokens,
-    unknown_token,
-)
+from hf_recipe.data.vocabulary import VOCABULARY, Vocabulary, unknown_token
 from hf_recipe.data.word_labels import WORD_LABELS, WordLabels, word_labels_misaligned
 from tests.data import text_worlds as tw
 from tests.data import worlds
@@ -92,11 +87,12 @@ def test_unknown_tokens_are_judged_by_share():
 
 
 def test_stale_ids_must_be_related_to_their_text():
-    def judged(rows, alike, kinship):
-        return len(list(stale_tokens(TextMatch(rows, alike, kinship, "text"))))
+    def judged(rows, alike, kinship, follows=0.0):
+        return len(list(stale_tokens(TextMatch(rows, alike, kinship, "text", follows))))
 
     assert judged(100, 0, 0.95) == 1
     assert judged(100, 50, 0.1) == 1
+    assert judged(100, 0, float("nan"), 0.95) == 1
     assert judged(100, 0, 0.1) == judged(100, 0, float("nan")) == 0
     assert judged(100, 98, 0.95) == judged(3, 0, 1.0) == 0
 
@@ -253,6 +249,26 @@ def test_a_chat_that_ends_with_its_own_mark(tmp_path):
     said = [f"{a}\n{b}<|end|>\n" for a, b in zip(tw.texts(60), tw.texts(60, 1), strict=True)]
     data = datasets.Dataset.from_dict({"text": said}).map(lambda row: tok(row["text"]))
     assert causal(tmp_path, data, tok, DataCollatorForLanguageModeling(tok, mlm=False)) == []
+
+
+def test_stale_ids_are_found_where_every_row_is_cut(tmp_path):
+    tok = tw.tokenizer("wordpiece", shape="bert")
+    other = tw.tokenizer("unigram", shape="bert", seed=3)
+    few = tw.words()[:12]
+    texts = [f"{few[i % 12]} {text}" for i, text in enumerate(tw.texts(120, 0, 20, 30))]
+    data = datasets.Dataset.from_dict({"text": texts, "label": [0, 1] * 60})
+
+    def found(splits):
+        rows = data.map(lambda r: splits(r["text"], truncation=True, max_length=12))
+        trainer = worlds.trainer(tw.bert(tok), rows, None, tmp_path, tok=tok)
+        return worlds.names(worlds.examined(trainer, MATCH))
+
+    assert found(other) == ["stale-tokens"]
+    assert found(tok) == []
+    others = np.random.default_rng(0).permutation(texts)  # a text of another row: unrelated
+    ids = data.map(lambda row, i: tok(str(others[i])), with_indices=True)
+    trainer = worlds.trainer(tw.bert(tok), ids, None, tmp_path, tok=tok)
+    assert worlds.names(worlds.examined(trainer, MATCH)) == []
 
 
 # ---------------------------------------------------------------- word labels
