@@ -217,7 +217,7 @@ class Summary:
         broken = valid & ~np.isfinite(values)
         there = valid & ~broken
         self._values(values[there])
-        self._scored(values, rows, there)
+        self.add_scores(values, rows, there)
         if raw.dtype.kind == "f" and self.whole:
             self.whole = bool(np.all(values[there] == np.floor(values[there])))
         self._broken(rows, broken)
@@ -234,13 +234,13 @@ class Summary:
             flags[doubtful] = np.asarray(bare.fill_null(False))
             self._blank(rows, flags)
         self._lengths(lengths, valid)
-        self._scored(lengths.astype(np.float64), rows, valid)
+        self.add_scores(lengths.astype(np.float64), rows, valid)
 
     def _add_lists(self, array: pa.Array, rows: Integers, valid: Any) -> None:
         values, offsets = list_parts(array)
         lengths = np.diff(offsets)
         self._lengths(lengths, valid)
-        self._scored(lengths.astype(np.float64), rows, valid)
+        self.add_scores(lengths.astype(np.float64), rows, valid)
         self._blank(rows, valid & (lengths == 0))
         values = flat_array(values)
         if is_number(values.type):
@@ -267,7 +267,7 @@ class Summary:
         good = valid & ~broken
         self.whole = False
         self._values(parts["mean"][good])
-        self._scored(parts["mean"], rows, good)
+        self.add_scores(parts["mean"], rows, good)
         if good.any():
             self.low = min(self.low, float(parts["low"][good].min()))
             self.high = max(self.high, float(parts["high"][good].max()))
@@ -282,7 +282,7 @@ class Summary:
             self.low = min(self.low, float(values.min()))
             self.high = max(self.high, float(values.max()))
 
-    def _scored(self, scores: Floats, rows: Integers, there: Any) -> None:
+    def add_scores(self, scores: Floats, rows: Integers, there: Any) -> None:
         """Sample the rows' numbers, and keep the extreme ones."""
         scores, rows = scores[there], rows[there]
         self.sample.add(mix(rows.astype(np.uint64)), scores, rows)
