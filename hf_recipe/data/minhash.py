@@ -6,7 +6,7 @@ bins, the lowest hash that falls into it; texts that agree in a band of bins are
 together. Whoever is reported was compared set by set, so that no hash can raise an alarm.
 
 Everything is arithmetic on Arrow's buffers, a chunk at a time: no loop over rows. Sources: Li,
-Owen and Zhang 2012 (one permutation); Shrivastava and Li 2014 (empty bins); Leskovec et al. 2014,
+Owen and Zhang 2012 (one permutation); Shrivastava 2017 (empty bins); Leskovec et al. 2014,
 Mining of Massive Datasets (banding).
 """
 
@@ -190,17 +190,29 @@ def band_keys(columns: Iterable[pa.Array]) -> tuple[Hashes, Integers]:
 
 
 def _densified(grid: Hashes) -> Hashes:
-    """Empty bins take the value of the next full one, marked by how far away it is."""
-    empty = grid == _EMPTY
-    if not empty.any():
-        return grid
-    bins = grid.shape[1]
-    twice = np.concatenate([empty, empty], axis=1)
-    places = np.where(twice, 2 * bins, np.arange(2 * bins, dtype=np.int64))
-    following = np.minimum.accumulate(places[:, ::-1], axis=1)[:, ::-1][:, :bins]
-    away = following - np.arange(bins)
-    taken = np.take_along_axis(grid, following % bins, axis=1)
-    return np.asarray(taken + (away.astype(np.uint64) << np.uint64(32)))
+    """Empty bins take the value of a full one of their row, tried in an order of their own.
+
+    The same order in every row: two rows fill a bin alike where they agree in what fills it.
+    """
+    rows, bins = np.nonzero(grid == _EMPTY)
+    filled = grid.copy()
+    for order in _ORDERS:
+        if not len(rows):
+            break
+        values = grid[rows, order[bins]]
+        full = values != _EMPTY
+        filled[rows[full], bins[full]] = values[full]
+        rows, bins = rows[~full], bins[~full]
+    return filled
+
+
+def _orders() -> npt.NDArray[np.int64]:
+    """Where each bin looks first, second, ...: (tries, BINS); every bin looks everywhere."""
+    draw = np.random.default_rng(0)
+    return np.stack([draw.permutation(BINS) for _ in range(BINS)]).T.copy()
+
+
+_ORDERS = _orders()
 
 
 def candidate_pairs(keys: Hashes, alive: npt.NDArray[np.bool_]) -> Integers:

@@ -160,21 +160,24 @@ def alike_pairs(
     side: Side, alive: npt.NDArray[np.bool_]
 ) -> tuple[float, float, npt.NDArray[np.int64]]:
     """Likeness by chance, the threshold that follows, and the pairs of rows that reach it."""
-    by_chance = _by_chance(side.prints, alive)
-    threshold = max(side.prints.near, by_chance + side.prints.near * (1 - by_chance))
-    pairs = candidate_pairs(side.prints.keys, alive)
-    return by_chance, threshold, pairs[side.prints.likeness(pairs, side.prints) >= threshold]
+    prints = side.prints
+    middle, by_chance = _by_chance(prints, alive)
+    beyond = middle + prints.deviations * (by_chance - middle) / 1.2816  # the normal's 90 %
+    threshold = max(prints.near, by_chance + prints.near * (1 - by_chance), beyond)
+    pairs = candidate_pairs(prints.keys, alive)
+    return by_chance, threshold, pairs[prints.likeness(pairs, prints) >= threshold]
 
 
-def _by_chance(prints: Prints, alive: npt.NDArray[np.bool_]) -> float:
-    """The likeness that a tenth of random pairs exceeds."""
+def _by_chance(prints: Prints, alive: npt.NDArray[np.bool_]) -> tuple[float, float]:
+    """The median likeness of random pairs, and the one that a tenth of them exceeds."""
     rows = np.flatnonzero(alive)
     if len(rows) < 3:
-        return 0.0
+        return 0.0, 0.0
     draw = np.random.default_rng(0)
     pairs = np.sort(draw.choice(rows, (RANDOM_PAIRS, 2)), axis=1)
     pairs = pairs[pairs[:, 0] < pairs[:, 1]]
-    return float(np.quantile(prints.likeness(pairs, prints), 0.9)) if len(pairs) else 0.0
+    middle, high = np.quantile(prints.likeness(pairs, prints), (0.5, 0.9))
+    return float(middle), float(high)
 
 
 def components(pairs: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int64]:

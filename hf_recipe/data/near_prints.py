@@ -33,6 +33,7 @@ class Prints:
         keys: (rows, bands): rows that agree in one are compared.
         enough: (rows,) whether a row says enough to be compared at all.
         near: the least likeness of near copies.
+        deviations: how far beyond random pairs it must lie at least.
     """
 
     source: Source
@@ -41,6 +42,7 @@ class Prints:
     keys: Hashes
     enough: npt.NDArray[np.bool_]
     near: float
+    deviations: float = 7.0  # beyond the likest of 10 billion random pairs
     bits: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
     grey: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
@@ -135,7 +137,7 @@ def _picture_prints(source: Source, column: str) -> Prints:
     length = np.linalg.norm(flat, axis=1, keepdims=True)
     enough = readable & (length[:, 0] > 0)
     return Prints(
-        source, (column,), "small grey pictures", keys, enough, PICTURE_NEAR, bits,
+        source, (column,), "small grey pictures", keys, enough, PICTURE_NEAR, 0.0, bits,
         (flat / np.maximum(length, 1e-9)).astype(np.float32),
     )  # fmt: skip
 

@@ -94,9 +94,8 @@ def _tails(subject: Subject, split: str, source: Source) -> Iterator[ColumnTail]
             yield from _brightness(subject, source, name)
             continue
         codes = summary.whole and summary.distinct.estimate <= FEW_VALUES
-        if summary.kind in ("other", "image") or (summary.kind == "number" and codes):
-            if summary.kind != "image":
-                continue
+        if summary.kind == "other" or (summary.kind == "number" and codes):
+            continue
         of = {"number": "value", "image": "mean"}.get(summary.kind, "length")
         found = tail_of(name, of, summary)
         if found is not None:

@@ -361,7 +361,7 @@ class Summary:
 def word_starts(array: pa.Array) -> tuple[int, npt.NDArray[np.bool_]]:
     """Words in a string array (between ASCII white space), and which rows may be blank.
 
-    Those are rows without a plain word, and rows that begin beyond ASCII (with a wide space?).
+    Those are rows in which no word begins with a plain character: wide spaces, or nothing.
     """
     wide = pa.types.is_large_string(array.type)
     _, offsets, data = array.buffers()
@@ -378,6 +378,5 @@ def word_starts(array: pa.Array) -> tuple[int, npt.NDArray[np.bool_]]:
     holding = bounds[:-1] < bounds[1:]
     heads = bounds[:-1][holding]  # a row's first character follows another row's
     starts[heads] = inside[heads]
-    plain = np.logical_or.reduceat(starts, heads) & (text[heads] < 0x80)
-    doubtful[holding] = ~plain
+    doubtful[holding] = ~np.logical_or.reduceat(starts & (text < 0x80), heads)
     return int(np.count_nonzero(starts)), doubtful
