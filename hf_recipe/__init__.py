@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hf_recipe.baselines.output_bias import set_output_bias as set_output_bias
     from hf_recipe.catalogue import CHECKS as CHECKS
     from hf_recipe.core.report import Report as Report
+    from hf_recipe.data.resplit import group_split as group_split
     from hf_recipe.explanation import explain as explain
     from hf_recipe.inspection import inspect_dataset as inspect_dataset
     from hf_recipe.regularize.early_stopping import EarlyStopping as EarlyStopping
@@ -46,6 +47,7 @@ _HOMES = {
     "attach": "hf_recipe.trainer.attach",
     "explain": "hf_recipe.explanation",
     "expected_initial_loss": "hf_recipe.baselines.initial_loss",
+    "group_split": "hf_recipe.data.resplit",
     "inspect_dataset": "hf_recipe.inspection",
     "set_output_bias": "hf_recipe.baselines.output_bias",
 }

@@ -21,6 +21,7 @@ NAMES = [
     "attach",
     "expected_initial_loss",
     "explain",
+    "group_split",
     "inspect_dataset",
     "set_output_bias",
 ]
