@@ -262,6 +262,7 @@ class Lab:
         if variant.key not in self._watched:
             # The data were looked at and the pipeline proved; a rate that blows up is an answer.
             ignore |= {"data", "baselines", "loss-not-finite", "overfitting"}
+            ignore |= {"still-improving", "saturated-early"}  # fitting a law takes its time
         elif self.stage == "complexify":
             ignore |= {"overfitting"}  # here it is the aim
         recipe = attach(
