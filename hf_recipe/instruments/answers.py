@@ -100,6 +100,8 @@ class AnswerSheet:
         kind, outputs, first = everyone[0]
         if kind is None or not first or any(e[:2] != (kind, outputs) for e in everyone):
             return None
+        if size is None and len(everyone) > 1:
+            return None  # a stream: rows that were dealt out twice cannot be told
         parts = [e[2] for e in everyone]
         dealt = [[b for b in same if b is not None] for same in zip_longest(*parts)]
         flat = np.concatenate([b for same in dealt for b in same])

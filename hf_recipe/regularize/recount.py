@@ -169,7 +169,8 @@ def _flags(answers: Answers, name: str) -> tuple[Values, Values]:
     half = answers.rows.shape[1] // 2
     logits, labels = answers.rows[:, :half], answers.rows[:, half:] > 0.5
     logit, probability = (_thresholded(logits > at, labels, name) for at in (0.0, 0.5))
-    if logits.min() >= 0 and logits.max() <= 1:  # they are probabilities already
+    # Probabilities already; or one output, which a squared error may have taught 0 and 1.
+    if answers.kind == "number" or (logits.min() >= 0 and logits.max() <= 1):
         return logit | {f"at 0.5, {k}": v for k, v in probability.items()}, {}
     return logit, {f"threshold|{k}": v for k, v in probability.items()}
 

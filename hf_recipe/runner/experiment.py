@@ -32,7 +32,7 @@ from hf_recipe.instruments.distributed import rank, world_size
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.feed import Feed
 from hf_recipe.runner.ledger import SEEN_BEFORE, Ledger, command_line, git_state, tracked
-from hf_recipe.runner.models import build, given_config
+from hf_recipe.runner.models import build, design_of, given_config
 from hf_recipe.runner.options import Options, split_list
 from hf_recipe.runner.pieces import Part, WholeEvaluation, norm_quantile, row_losses
 from hf_recipe.runner.scaled import ScaledFeed
@@ -60,6 +60,7 @@ class Lab:
         self.pretrained = options.model.model_name_or_path is not None
         config = given_config(options)
         self.given = config is not None
+        design_of(data, options, "base")  # a mistyped one is told before anything is trained
         self.feed = Feed(data, options, folder, config)
         self._feeds: dict[float, Feed] = {1.0: self.feed}
         self.report = Report(title=f"The recipe on {data.name}")

@@ -135,7 +135,7 @@ def build(data: Data, feed: Feed, options: Options, size: str, dropout: float) -
         return SimpleModel(SimpleConfig(data.kind, _flat(feed), 0, **head))
     config = given_config(options)
     if config is None:
-        model = _from_scratch(data, feed, _design(data, options, size), dropout, head)
+        model = _from_scratch(data, feed, design_of(data, options, size), dropout, head)
     else:
         model = _given(data, options, config, size, dropout, head)
     # The head's mean over its own micro-batch is the loss: without this, heads that swallow
@@ -163,7 +163,8 @@ def _flat(feed: Feed) -> int:
     return size
 
 
-def _design(data: Data, options: Options, size: str) -> Design:
+def design_of(data: Data, options: Options, size: str) -> Design:
+    """The rung of the ladder that `size` names; raises UsageError for an unknown architecture."""
     try:
         return ladder(data.kind, len(data.splits["train"]), options.model.architecture)[size]
     except ValueError as error:

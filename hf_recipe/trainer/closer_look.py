@@ -63,13 +63,14 @@ class CloserLook:
         self._searched = False
         self._prints: list[str] | None = None
         self._norms: Any = None  # BatchNorm's statistics as a forward pass began
+        self._norm_hook: Any = None  # on all ranks from that step to the next flush
         self._step = self._nth = 0  # the run's step, and the steps since it began or resumed
 
     def begin(self, model: nn.Module, planned: int = 0) -> None:
         """A run begins: remember a few elements of every parameter, and forget the last run."""
         self.end()
         self._model, self.planned, self._searched = model, planned, False
-        self._nth, self._norms = 0, None
+        self._nth = 0
         self._parameters = self._layers = self._units = self._modes = None
         if self.trainer is not None and self.examiner.judging((TrainingModes,)):
             self._modes = ModeWatch()
@@ -94,6 +95,9 @@ class CloserLook:
         """Take the hooks off."""
         if self._units is not None:
             self._units.disarm()
+        if self._norm_hook is not None:
+            self._norm_hook.remove()
+            self._norm_hook = self._norms = None
 
     def resumed(self, subject: Subject, saved: Mapping[str, Any]) -> None:
         """The run was resumed; `saved` is what `resuming.state_of` kept."""
@@ -228,7 +232,7 @@ class CloserLook:
             prints = from_all_ranks(self._prints)
             self._prints = None if step >= FINGERPRINTS else self._prints
             self.examiner.judge(batches_of(prints), "ranks", step=step)
-        if self._norms is not None:
+        if self._norm_hook is not None:
             self._compare_norms(step)
 
     def _read_norms(self) -> None:
@@ -240,17 +244,19 @@ class CloserLook:
             return
 
         def look(module: nn.Module, inputs: Any) -> None:
-            self._norms = statistics_of(module)
-            handle.remove()
+            if self._norms is None:
+                self._norms = statistics_of(module)
 
-        handle = model.register_forward_pre_hook(look)
+        self._norm_hook = model.register_forward_pre_hook(look)
 
     def _compare_norms(self, step: int) -> None:
         assert self._model is not None
-        pair = (plain(self._norms), plain(statistics_of(self._model)))
-        everyone, self._norms = from_all_ranks(pair), None
-        found = statistics_compared(step, [e[0] for e in everyone], [e[1] for e in everyone])
-        self.examiner.judge(found, "ranks", step=step)
+        self._norm_hook.remove()
+        pair = (plain(self._norms or {}), plain(statistics_of(self._model)))
+        everyone, self._norms, self._norm_hook = from_all_ranks(pair), None, None
+        if all(began for began, _ in everyone):
+            found = statistics_compared(step, [e[0] for e in everyone], [e[1] for e in everyone])
+            self.examiner.judge(found, "ranks", step=step)
 
     def _model_parallel(self) -> bool:
         """Whether processes share rows, or split tensors, on purpose."""

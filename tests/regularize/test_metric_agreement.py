@@ -262,3 +262,23 @@ def test_without_a_metric_it_says_why(tmp_path):
     report = run(trained(tmp_path, batchnorm(), rows, rows.select(range(20)), None, max_steps=20))
     assert "metric-disagrees" not in report.ran
     assert report.skipped["metric-disagrees"]
+
+
+def test_yes_or_no_outputs():
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, (40, 3)).astype(float)
+    logits = generator.normal(size=(40, 3)) + labels
+    answers = Answers("flags", np.concatenate([logits, labels], 1), None, (40,), (), 3)
+    right, wrong = recount(answers, "f1", None)
+    for average in ("macro", "micro", "weighted"):
+        known = sk.f1_score(labels, logits > 0, average=average)
+        assert right[average] == pytest.approx(known)
+        cut = sk.f1_score(labels, logits > 0.5, average=average)
+        assert wrong[f"threshold|{average}"] == pytest.approx(cut)
+    right, _ = recount(answers, "accuracy", None)
+    assert right["of rows"] == pytest.approx(sk.accuracy_score(labels, logits > 0))
+    # one output, taught 0 and 1 by a squared error: 0.5 is as right a threshold as 0
+    single = Answers("number", answers.rows[:, [0, 3]], None, (40,), (), 1)
+    right, wrong = recount(single, "accuracy", None)
+    assert right["at 0.5, of rows"] == pytest.approx(np.mean((logits[:, 0] > 0.5) == labels[:, 0]))
+    assert wrong == {}

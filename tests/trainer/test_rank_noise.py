@@ -47,6 +47,8 @@ def test_judging_noise():
     assert told(ranks_alike=False) == []
     assert told(distinct=1) == []
     assert told(draws=0, distinct=0) == []
+    assert told(draws=6, distinct=2) == []  # a coin, six times
+    assert told(draws=6, distinct=6) == [("processes", None)]
 
 
 def test_judging_statistics():
