@@ -11,6 +11,7 @@ NAMES = [
     "DistillationTrainer",
     "DistillationTrainingArguments",
     "EarlyStopping",
+    "GrowInput",
     "HockeyStickCallback",
     "InitialLossCallback",
     "LRDecayCallback",
