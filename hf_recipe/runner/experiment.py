@@ -30,6 +30,7 @@ from hf_recipe.core.report import Report
 from hf_recipe.explanation import stored_checks
 from hf_recipe.instruments.compare import Outcome, Variant, remembered
 from hf_recipe.instruments.distributed import rank, world_size
+from hf_recipe.regularize.augment import Augmentation
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.feed import Feed
 from hf_recipe.runner.ledger import SEEN_BEFORE, Ledger, command_line, git_state, tracked
@@ -190,7 +191,7 @@ class Lab:
         common: dict[str, Any] = {
             "model": model,
             "args": args,
-            "train_dataset": self.feed.rows(setup.part, augment=setup.augment),
+            "train_dataset": self.feed.rows(setup.part),
             "eval_dataset": self.feed.rows("validation"),
             "data_collator": self.feed.collate,
             "processing_class": self.feed.processing_class,
@@ -202,6 +203,8 @@ class Lab:
             trainer = distillation_trainer(setup.teacher, common)
         else:
             trainer = Trainer(**common)
+        if setup.augment:
+            trainer.add_callback(Augmentation(*self.feed.changes))
         if setup.early_stopping:
             from hf_recipe.regularize.early_stopping import EarlyStopping
 

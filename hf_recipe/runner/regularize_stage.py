@@ -15,15 +15,12 @@ from hf_recipe.runner.pieces import curves
 
 def changes(journey: Journey) -> list[tuple[str, dict[str, object]]]:
     """What is tried, in the recipe's order: data first, then the network, then stopping."""
-    tried: list[tuple[str, dict[str, object]]] = []
-    if journey.lab.feed.can_augment:
-        tried.append(("augmentation", {"augment": True}))
-    tried += [
+    return [
+        ("augmentation", {"augment": True}),
         ("dropout 0.1", {"dropout": 0.1}),
         ("weight decay 0.1", {"weight_decay": 0.1}),
         ("early stopping", {"early_stopping": True}),
     ]
-    return tried
 
 
 def run(journey: Journey) -> Gate:
