@@ -25,7 +25,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hf_recipe.core.check import Measurement
-from hf_recipe.core.exhibit import Exhibit, Picture, Table
+from hf_recipe.core.exhibit import Cell, Exhibit, Picture, Table
 from hf_recipe.data.preview import is_image, png
 from hf_recipe.instruments.row_losses import logits_of
 
@@ -91,7 +91,7 @@ class Augmentation(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Lay the changes over the training dataloader's collator."""
         loader = kwargs.get("train_dataloader")
-        base = getattr(loader, "base_dataloader", loader)  # under Accelerate's wrapper
+        base: Any = getattr(loader, "base_dataloader", loader)  # under Accelerate's wrapper
         collate = getattr(base, "collate_fn", None)
         if collate is None:
             logger.warning(
@@ -298,7 +298,7 @@ def _texts(title: str, old: torch.Tensor, new: torch.Tensor, processing_class: A
 
 
 def _numbers(title: str, old: torch.Tensor, new: torch.Tensor, columns: int = 8) -> Table:
-    cells = tuple(
+    cells: tuple[tuple[Cell, ...], ...] = tuple(
         (i, side, *(round(float(v), 4) for v in values[:columns]))
         for i, (a, b) in enumerate(zip(old, new, strict=True))
         for side, values in (("before", a), ("after", b))

@@ -1,11 +1,11 @@
 """Augmentation: what each change does to a batch, where it acts, and whether labels survive."""
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from transformers import Trainer
 
+from hf_recipe.instruments.compare import paired_gain
 from hf_recipe.regularize.augment import Augmentation, Augmented, augmented, label_kept, preview
 from hf_recipe.regularize.augment_images import (
     Brightness,
@@ -262,10 +262,11 @@ def test_a_resumed_run_goes_on_with_augmentation(tmp_path):
     first = trainer_of(tmp_path, max_steps=4, save_strategy="steps", save_steps=4)
     first.add_callback(Augmentation(count))
     first.train()
+    before = count.calls
     again = trainer_of(tmp_path, max_steps=12, save_strategy="steps", save_steps=4)
     again.add_callback(Augmentation(count))
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    assert count.calls == 4 + 8
+    assert 8 <= count.calls - before <= 9  # Accelerate reads one batch ahead
 
 
 def test_a_loader_without_a_collator_is_told(tmp_path, caplog):
@@ -335,41 +336,42 @@ def test_the_preview_shows_before_and_after(digits_model):
     assert preview(batches[0], Count()) == ()
 
 
-def test_augmentation_helps_few_digits_and_a_false_flip_hurts(tmp_path):
-    """Shifted digits from 200 rows: moving them in training must pay, by paired rows."""
-    from sklearn.datasets import load_digits
+def strokes(rows, seed):
+    """Strokes anywhere in 12 x 12 pixels: rising or falling is the class, which a mirror turns."""
+    generator = draw(seed)
+    labels = torch.arange(rows) % 2
+    pixels = torch.randn(rows, 1, 12, 12, generator=generator) * 0.3
+    for i in range(rows):
+        top, left = torch.randint(0, 8, (2,), generator=generator).tolist()
+        for k in range(5):
+            pixels[i, 0, top + k, left + (k if labels[i] else 4 - k)] += 2
+    return {"x": pixels, "labels": labels}
 
-    from hf_recipe.instruments.compare import paired_gain
 
-    x, y = load_digits(return_X_y=True)
-    pixels = torch.tensor(x / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
-    labels = torch.tensor(y)
-    held = Move(0.06, 5, 0.05)({"x": pixels[200:1000]}, draw(3))["x"]
+def test_moving_helps_where_place_says_nothing_and_a_mirror_hurts():
+    train, held = strokes(80, 0), strokes(600, 1)
 
     def losses(change, seed):
         torch.manual_seed(seed)
         net = torch.nn.Sequential(
-            torch.nn.Flatten(), torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)
+            torch.nn.Flatten(), torch.nn.Linear(144, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2)
         )
-        optimizer = torch.optim.Adam(net.parameters(), 5e-3)
-        for step in range(200):
-            batch = {"x": pixels[:200], "labels": labels[:200]}
-            if change is not None:
-                batch = change(batch, draw(seed * 1000 + step))
+        optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+        for step in range(120):
+            batch = train if change is None else change(train, draw(seed * 1000 + step))
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(net(batch["x"]), batch["labels"]).backward()
             optimizer.step()
         with torch.no_grad():
-            rows = torch.nn.functional.cross_entropy(net(held), labels[200:1000], reduction="none")
-        return rows.tolist()
+            logits = net(held["x"])
+        return torch.nn.functional.cross_entropy(logits, held["labels"], reduction="none").tolist()
 
-    plain = [losses(None, s) for s in range(3)]
-    moved = paired_gain(plain, [losses(Move(0.06, 5, 0.05), s) for s in range(3)])
-    flipped = paired_gain(plain, [losses(Flip(0.5), s) for s in range(3)])
-    print(f"moved {moved}, flipped {flipped}")
+    plain = [losses(None, seed) for seed in range(3)]
+    moved = paired_gain(plain, [losses(Move(0.25, 0, 0), seed) for seed in range(3)])
+    mirrored = paired_gain(plain, [losses(Flip(0.5), seed) for seed in range(3)])
+    print(f"moved {moved}, mirrored {mirrored}")
     assert moved.verdict is True
-    assert flipped.verdict is False
-    assert np.isfinite(moved.mean)
+    assert mirrored.verdict is False
 
 
 def test_a_dataset_of_lists_and_a_tokenizer_give_settings():
