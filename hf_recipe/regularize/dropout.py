@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 NAMES = re.compile(r"dropout|(^|_)pdrop(_|$)|_drop$|drop_rate$|^drop_prob$")
 # Whole layers or paths, not units; or switches and hyperparameters of something else.
 NOT_UNITS = re.compile(r"layer_?drop|path|stochastic|connect|token|patch|layer_dropout|type|mask")
-DEPTH = re.compile(r"layer_?drop$|drop_path(_rate)?$|stochastic_depth(_prob|_rate)?$")
+DEPTH = re.compile(
+    r"layer_?drop$|drop_connect_rate$|drop_path(_rate)?$|stochastic_depth(_prob|_rate)?$"
+)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
