@@ -67,6 +67,8 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.complexify.resuming",
     "hf_recipe.complexify.schedule",
     "hf_recipe.complexify.updates",
+    "hf_recipe.regularize.features",
+    "hf_recipe.regularize.more_data",
     "hf_recipe.regularize.overfitting",
     "hf_recipe.regularize.selection",
     "hf_recipe.regularize.stop_wiring",
