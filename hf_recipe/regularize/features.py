@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from hf_recipe.core.check import Check, Measurement
 from hf_recipe.core.exhibit import Cell, Ladder, Matrix, Table
 from hf_recipe.core.finding import Fault
 from hf_recipe.data.preview import is_image
-from hf_recipe.instruments.compare import Outcome, Variant, compare
+from hf_recipe.instruments.compare import Gain, Outcome, Variant, compare
 from hf_recipe.instruments.row_losses import row_losses
 
 Values = Mapping[str, Any]
@@ -220,17 +220,25 @@ def drop_fields(
     variants = [Variant(f"without {name}", {"without": [name]}) for name in asked]
     base = Variant("all fields", {"without": []})
     ladder = compare(run, base, variants, seeds, title="Fields left out, one at a time")
-    gains = dict(zip(asked, ladder.rungs[1:], strict=True))
-    fields = tuple(_with_cost(field, gains.get(field.name)) for field in use.fields)
-    return FieldUse(use.rows, use.loss, fields), ladder
+    gains = {
+        name: Gain(rung.gain, rung.low, rung.high)
+        for name, rung in zip(asked, ladder.rungs[1:], strict=True)
+        if rung.gain is not None and rung.low is not None and rung.high is not None
+    }
+    return with_costs(use, gains), ladder
 
 
-def _with_cost(field: Field, rung: Any) -> Field:
-    if rung is None or rung.gain is None:
-        return field
-    return Field(
-        field.name, field.rise, field.low, field.high, -rung.gain, -rung.high, -rung.low
-    )  # fmt: skip
+def with_costs(use: FieldUse, gains: Mapping[str, Gain]) -> FieldUse:
+    """`use` with what leaving a field out was seen to cost: the gain of doing so, turned."""
+    fields = tuple(
+        replace(
+            f, cost=-gains[f.name].mean, cost_low=-gains[f.name].high, cost_high=-gains[f.name].low
+        )
+        if f.name in gains and math.isfinite(gains[f.name].mean)
+        else f
+        for f in use.fields
+    )
+    return replace(use, fields=fields)
 
 
 def unneeded(use: FieldUse, tolerance: float = 0.05) -> list[str]:

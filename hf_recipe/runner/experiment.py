@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import transformers
 from transformers import Trainer, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
 from hf_recipe import __version__
 from hf_recipe.baselines.output_bias import set_output_bias
+from hf_recipe.core.check import plain
 from hf_recipe.core.config import Settings
 from hf_recipe.core.finding import Stage
 from hf_recipe.core.report import Report
@@ -33,10 +33,10 @@ from hf_recipe.instruments.distributed import rank, world_size
 from hf_recipe.regularize.augment import Augmentation
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.feed import Feed
-from hf_recipe.runner.ledger import SEEN_BEFORE, Ledger, command_line, git_state, tracked
+from hf_recipe.runner.ledger import Ledger, command_line, git_state, tracked
 from hf_recipe.runner.models import build, given_config
 from hf_recipe.runner.options import Options, split_list
-from hf_recipe.runner.pieces import Part, WholeEvaluation, row_losses
+from hf_recipe.runner.pieces import Part, WholeEvaluation, note_of, row_losses, worth_of_fields
 from hf_recipe.runner.show import Show
 from hf_recipe.trainer.attach import attach, known_thresholds
 from hf_recipe.trainer.metrics import PRIMARY, compute_metrics_for
@@ -58,6 +58,8 @@ class Setup:
         part: which rows to learn from: "train" or "train+validation".
         teacher: folder of a saved model to learn from; "" for none.
         keep: whether the weights are saved.
+        rows: how many rows of `part` to learn from, all classes alike; 0: all.
+        without: numbers of the columns that are hidden, as "0,3".
     """
 
     model: str
@@ -73,6 +75,8 @@ class Setup:
     part: str = "train"
     teacher: str = ""
     keep: bool = False
+    rows: int = 0
+    without: str = ""
 
     def change(self, **changes: Any) -> Setup:
         return replace(self, **changes)
@@ -87,7 +91,7 @@ class Lab:
     Attributes:
         report: the whole job's.
         stage: which stage is at work.
-        kept: outcomes of this job by key, new or remembered.
+        fields: what each input field is worth to the latest model that was watched; stored form.
     """
 
     def __init__(self, options: Options, data: Data, folder: Path, show: Show) -> None:
@@ -101,6 +105,7 @@ class Lab:
         self.context = self._context()
         self.ledger = Ledger(folder / "experiments.csv", command_line(), git_state())
         self.bias = ""
+        self.fields: Any = None
         self._watched: set[str] = set()
         self._train = remembered(self._experiment, folder / "outcomes" / self.context)
 
@@ -136,8 +141,7 @@ class Lab:
     ) -> Outcome:
         """Train once, or remember having done so; one line either way.
 
-        With `watch` everything that is found is reported, and the data are looked at again;
-        else, as in a trial, errors alone.
+        With `watch` everything that is found is reported; else, as in a trial, errors alone.
         """
         variant = setup.variant(change, self.seeds[0] if seed is None else seed)
         if watch:
@@ -149,10 +153,11 @@ class Lab:
         path = self.folder / "outcomes" / self.context / f"{variant.key}.json"
         known = path.is_file()
         outcome = self._train(variant)
+        self.fields = outcome.facts.get("fields") or self.fields
         if self.leads:
             self._take_in(variant)
             number = self.ledger.record(
-                self.stage, variant, outcome, note=self._note(variant, outcome)
+                self.stage, variant, outcome, note=note_of(variant, outcome)
             )
             self.show.experiment(number, variant, outcome, self.metric_name, known=known)
         return outcome
@@ -171,6 +176,9 @@ class Lab:
             trainer.train()
             seconds = time.perf_counter() - began
             outcome = self._measure(trainer, setup, seconds)
+            if variant.key in self._watched:
+                use = plain(worth_of_fields(trainer, self.data.inputs))
+                outcome = replace(outcome, facts={**outcome.facts, "fields": use})
             recipe.detach()
         if setup.keep:
             trainer.save_model(str(self.model_path(variant)))
@@ -191,9 +199,9 @@ class Lab:
         common: dict[str, Any] = {
             "model": model,
             "args": args,
-            "train_dataset": self.feed.rows(setup.part),
+            "train_dataset": self.feed.some(setup.part, setup.rows, args.seed),
             "eval_dataset": self.feed.rows("validation"),
-            "data_collator": self.feed.collate,
+            "data_collator": self.feed.collator(setup.without),
             "processing_class": self.feed.processing_class,
             "compute_metrics": compute_metrics_for(self.data.task, scale=self.data.scale),
         }
@@ -226,7 +234,7 @@ class Lab:
     def arguments(self, setup: Setup, variant: Variant) -> Any:
         """The user's TrainingArguments with this experiment's settings."""
         args, given = copy.copy(self.options.training), self.options.given
-        rows = sum(len(self.data.splits[part]) for part in setup.part.split("+"))
+        rows = setup.rows or sum(len(self.data.splits[part]) for part in setup.part.split("+"))
         processes = world_size()
         if "per_device_train_batch_size" not in given:
             total = 64 if rows >= 512 else 16
@@ -352,15 +360,6 @@ class Lab:
             for name, entry in stored_checks().items()
             if settings.selects(name, entry["stage"]) and stage in (None, entry["stage"])
         }
-
-    def _note(self, variant: Variant, outcome: Outcome) -> str:
-        facts = outcome.facts
-        if "validation" in variant.settings["part"]:
-            return SEEN_BEFORE
-        if not np.isfinite(outcome.loss):
-            return "diverged"
-        stopped = facts["steps"] < facts["planned"]
-        return f"stopped at step {facts['steps']} of {facts['planned']}" if stopped else ""
 
     def _report_folder(self, variant: Variant) -> Path:
         return self.folder / "experiments" / variant.key

@@ -14,11 +14,13 @@ import datasets
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from transformers import default_data_collator
 
 from hf_recipe.instruments.distributed import from_rank_0, rank
 from hf_recipe.regularize.augment import Change
 from hf_recipe.regularize.augment_images import Move
 from hf_recipe.regularize.augment_rows import Jitter, Swap, TokenDropout, token_settings
+from hf_recipe.regularize.more_data import nested_subsets
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.options import Options, UsageError
 
@@ -107,6 +109,33 @@ class Feed:
         if part not in self._kept:
             self._kept[part] = self._make(part)
         return self._kept[part]
+
+    def some(self, part: str, count: int, seed: int) -> Any:
+        """`count` rows of a part, nested by count and with all classes alike; 0: all of them."""
+        rows = self.rows(part)
+        if not count:
+            return rows
+        labels = self.data.labels(part).tolist() if self.data.classes and "+" not in part else None
+        (chosen,) = nested_subsets(len(rows), [count], labels=labels, seed=seed)
+        if isinstance(rows, datasets.Dataset):
+            return rows.select(chosen)
+        place = torch.as_tensor(chosen)
+        return TensorRows(rows.name, rows.values[place], rows.labels[place], rows.change)
+
+    def collator(self, without: str = "") -> Any:
+        """The collator, with the columns of these numbers ("0,3") hidden at their mean."""
+        if not without:
+            return self.collate
+        inner = self.collate or default_data_collator
+        columns = [int(number) for number in without.split(",")]
+
+        def collate(rows: list[Any]) -> dict[str, Any]:
+            batch = dict(inner(rows))
+            batch["features"] = batch["features"].clone()
+            batch["features"][:, columns] = 0.0  # the mean of a standardised column
+            return batch
+
+        return collate
 
     def _make(self, part: str) -> Any:
         labels = torch.as_tensor(self.data.labels(part))

@@ -7,6 +7,7 @@ import math
 from hf_recipe.core.exhibit import Ladder, Rung
 from hf_recipe.core.report import Gate
 from hf_recipe.instruments.compare import Outcome
+from hf_recipe.runner.data_worth import look_at_data
 from hf_recipe.runner.experiment import Setup
 from hf_recipe.runner.gates import regularize_gate
 from hf_recipe.runner.journey import Journey, train_loss, validation_loss
@@ -52,6 +53,7 @@ def run(journey: Journey) -> Gate:
         Ladder("Regularizers, one at a time", "regularize", tuple(rungs), lab.metric_name)
     )
     lab.report.exhibit(curves(standing[0], "The regularized model's course", "regularize"))
+    look_at_data(journey, standing)
     journey.note("regularize: " + (_kept(start, journey.setup) or "nothing kept"), standing)
     return regularize_gate(journey.gain(before, standing), _gap(before), _gap(standing))
 
