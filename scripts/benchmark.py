@@ -227,7 +227,11 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "healthy": healthy,
     "overhead": overhead,
 }
-SCRIPTS = {"distill": "benchmark_distill.py", "initial-loss": "benchmark_initial_loss.py"}
+SCRIPTS = {
+    "distill": "benchmark_distill.py",
+    "initial-loss": "benchmark_initial_loss.py",
+    "tune": "benchmark_tune.py",
+}
 
 
 def met(found: dict[str, Any]) -> bool:

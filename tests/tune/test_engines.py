@@ -235,7 +235,7 @@ def test_diverged_processes_are_infeasible(tmp_path):
 
 
 def test_halving_stops_what_is_far_behind(tmp_path):
-    made, said = worker(tmp_path, 6, "--slow=0.3", halving=True)
+    made, _ = worker(tmp_path, 6, "--slow=0.3", halving=True)
     made.beat = 0.2
     made.run()
     states = [t["state"] for t in made.engine.trials()]
