@@ -25,6 +25,8 @@ from hf_recipe.core.exhibit import Answer, Table
 from hf_recipe.core.report import Report, Stored
 from hf_recipe.instruments.quiet import quiet
 
+NUMBERS = (int, float, np.integer, np.floating)
+
 
 @dataclass(frozen=True)
 class TrialVariance(Measurement):
@@ -93,7 +95,7 @@ def _one_set(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {
         name: float(value)
         for name, value in metrics.items()
-        if name.startswith("eval_") and not name.endswith(speed) and np.isscalar(value)
+        if name.startswith("eval_") and not name.endswith(speed) and isinstance(value, NUMBERS)
     }
 
 
