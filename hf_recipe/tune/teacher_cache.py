@@ -10,6 +10,8 @@ augmented is not there, and is named, not guessed. The teacher's own weights are
 A vocabulary is kept as `samples` tokens per position, drawn from the teacher's distribution at
 temperature T: the gradient of the soft loss with them is that of the whole distribution, in
 expectation, which it is not with the top k alone (Anshumann et al. 2025, Sparse Logit Sampling).
+The draws stay the same in every epoch: where few rows are seen many times,
+the student learns the draws, and more `samples` (or `top`) are wanted.
 With `top` the k largest probabilities are kept and the rest is spread over the other tokens. A
 head of few classes is kept whole.
 """

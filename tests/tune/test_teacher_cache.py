@@ -71,13 +71,13 @@ def test_the_cache_is_used_again_and_refused_to_others(tmp_path):
         cache_teacher(teacher, data, collate, tmp_path / "cache", temperature=3.0)
 
 
-def vocabulary(tmp_path, **options):
+def vocabulary(tmp_path, rows=4, **options):
     """A language model over 200 tokens, its rows, and their cache."""
     torch.manual_seed(1)
     teacher = tf.LlamaForCausalLM(llama(200)).eval()
     with torch.no_grad():
         teacher.lm_head.weight.mul_(20)
-    ids = torch.randint(1, 200, (4, 9))
+    ids = torch.randint(1, 200, (rows, 9))
     mask = torch.ones_like(ids)
     mask[1, 6:] = 0
     data = Rows(
@@ -92,13 +92,13 @@ def vocabulary(tmp_path, **options):
 
 
 def test_sampled_tokens_are_unbiased_and_so_is_their_gradient(tmp_path):
-    mean = total = count = 0
+    mean = count = 0
     logits = torch.randn(4, 9, 200, generator=torch.Generator().manual_seed(4)).requires_grad_()
     for seed in range(60):
         folder = tmp_path / str(seed)
         mask, chances, kept, *_ = vocabulary(folder, temperature=2.0, samples=12, seed=seed)
         assert (kept[mask].gt(0).sum(-1) <= 12).all()
-        mean, total, count = mean + kept[mask], total + kept[mask] ** 2, count + 1
+        mean, count = mean + kept[mask], count + 1
         if seed == 0:
             targets = torch.where(kept > 0, kept, 0).log() * 2.0
             loss = divergence(logits, targets, mask, kind="forward_kl", temperature=2.0)
@@ -107,10 +107,8 @@ def test_sampled_tokens_are_unbiased_and_so_is_their_gradient(tmp_path):
             expected = share * mask[..., None] / mask.sum() * 2.0
             assert torch.allclose(gradient, expected, atol=1e-6)
     mean = mean / count
-    error = ((total / count - mean**2) / count).clamp(min=1e-9).sqrt()
-    z = (mean - chances[mask]) / error.clamp(min=(chances[mask] / 12 / count).sqrt())
-    assert z.square().mean() < 1.2  # in their own standard errors
-    assert abs(float(z.mean())) < 0.05
+    z = (mean - chances[mask]) / (chances[mask] * (1 - chances[mask]) / 12 / count).sqrt()
+    assert z.square().mean() == pytest.approx(1, abs=0.1)  # in their own standard errors
     top = chances[mask].topk(12).values.sum(-1)
     assert float((1 - top).mean()) > 0.05  # what renormalised top-k would have lost
 
@@ -124,20 +122,20 @@ def test_top_k_keeps_its_tail(tmp_path):
 
 
 def test_a_vocabulary_is_distilled_from_its_samples(tmp_path):
-    *_, cached, teacher, data = vocabulary(tmp_path / "cache", temperature=2.0)
+    *_, cached, teacher, data = vocabulary(tmp_path / "cache", rows=256, temperature=2.0)
     torch.manual_seed(2)
     student = tf.LlamaForCausalLM(llama(200))
-    args = arguments(tmp_path, max_steps=60, optim="adamw_torch", learning_rate=0.02, alpha=1.0)
+    args = arguments(tmp_path, max_steps=96, optim="adamw_torch", learning_rate=0.01, alpha=1.0)
 
     def apart():
-        batch = collate([data[i] for i in range(4)])
+        batch = collate([data[i] for i in range(64)])
         with torch.no_grad():
             z, t = (m.eval()(**batch).logits for m in (student, teacher))
         return float(divergence(z, t, batch["attention_mask"].bool(), temperature=2.0))
 
     before = apart()
     DistillationTrainer(student, args, train_dataset=data, teacher=cached).train()
-    assert apart() < 0.5 * before
+    assert apart() < 0.7 * before  # 12 draws per position, six epochs
     for options, words in (
         ({"distill_temperature": 4.0}, "cached at temperature 2.0"),
         ({"divergence": "reverse_kl"}, "not of reverse_kl"),
