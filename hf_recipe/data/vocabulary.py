@@ -73,7 +73,7 @@ def take_vocabulary(subject: Subject) -> Iterator[Located]:
         except Skip as reason:
             reasons.append(str(reason))
     if len(reasons) == len(splits_of(subject) or ["train"]):
-        raise Skip("; ".join(reasons))
+        raise Skip("; ".join(dict.fromkeys(reasons)))
 
 
 def vocabulary(subject: Subject, split: str, tokenizer: Any) -> Vocabulary:
