@@ -19,6 +19,7 @@ NAMES = [
     "DistillationTrainer",
     "DistillationTrainingArguments",
     "EarlyStopping",
+    "GrowInput",
     "HockeyStickCallback",
     "InitialLossCallback",
     "LRDecayCallback",
@@ -29,6 +30,7 @@ NAMES = [
     "attach",
     "expected_initial_loss",
     "explain",
+    "group_split",
     "inspect_dataset",
     "set_output_bias",
 ]

@@ -86,6 +86,12 @@ def note_of(variant: Variant, outcome: Outcome) -> str:
     return f"stopped at step {facts['steps']} of {facts['planned']}" if stopped else ""
 
 
+def norm_quantile(recipe: Any, share: float = 0.9) -> float | None:
+    """A quantile of a watched run's gradient norms before clipping; None: not seen."""
+    series = recipe.recorder.curves.get("gradient norm")
+    return float(np.quantile(series.y, share)) if series is not None and series.y else None
+
+
 def curves(outcome: Outcome, title: str, stage: Stage) -> Curve:
     """Training and validation loss over steps, for the report."""
     lines = []

@@ -8,20 +8,25 @@ from hf_recipe.core.exhibit import Ladder, Rung
 from hf_recipe.core.report import Gate
 from hf_recipe.instruments.compare import Outcome
 from hf_recipe.runner.data_worth import look_at_data
-from hf_recipe.runner.experiment import Setup
 from hf_recipe.runner.gates import regularize_gate
 from hf_recipe.runner.journey import Journey, train_loss, validation_loss
 from hf_recipe.runner.pieces import curves
+from hf_recipe.runner.setup import Setup
 
 
 def changes(journey: Journey) -> list[tuple[str, dict[str, object]]]:
     """What is tried, in the recipe's order: data first, then the network, then stopping."""
-    return [
+    tried: list[tuple[str, dict[str, object]]] = [
         ("augmentation", {"augment": True}),
         ("dropout 0.1", {"dropout": 0.1}),
         ("weight decay 0.1", {"weight_decay": 0.1}),
         ("early stopping", {"early_stopping": True}),
     ]
+    first = journey.lab.start
+    if journey.setup.model != first.model:  # trained already: it costs nothing to ask
+        names = ("model", "learning_rate", "schedule")
+        tried.append(("the smaller model", {name: getattr(first, name) for name in names}))
+    return tried
 
 
 def run(journey: Journey) -> Gate:
