@@ -74,7 +74,7 @@ def _fields(journey: Journey, standing: list[Outcome]) -> FieldUse | None:
     if lab.fields is None:
         return None
     use = FieldUse.from_values(lab.fields)
-    if lab.data.kind != "numbers":
+    if lab.data.kind != "numbers" or journey.setup.share < 1:  # then columns are left out already
         return use
     idle = sorted(
         features.unneeded(use), key=lambda n: next(f.rise for f in use.fields if f.name == n)

@@ -107,6 +107,7 @@ class Lab:
             float(epochs),
             schedule=str(SchedulerType(args.lr_scheduler_type).value),
             weight_decay=float(args.weight_decay),
+            dropout=float(self.options.model.dropout),
             label_smoothing=float(args.label_smoothing_factor),
         )
 

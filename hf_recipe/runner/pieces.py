@@ -60,6 +60,12 @@ def row_losses(predictions: Any, labels: Any) -> tuple[float, ...]:
     return tuple(float(loss) for loss in losses)
 
 
+def norm_quantile(recipe: Any, share: float = 0.9) -> float | None:
+    """A quantile of a watched run's gradient norms before clipping; None: not seen."""
+    series = recipe.recorder.curves.get("gradient norm")
+    return float(np.quantile(series.y, share)) if series is not None and series.y else None
+
+
 def worth_of_fields(trainer: Trainer, names: Sequence[str], rows: int = 512) -> FieldUse | None:
     """What each column, region or span is worth to a trained model; None: cannot be told."""
     held = rows_of_trainer(trainer, trainer.eval_dataset, "validation")
@@ -84,12 +90,6 @@ def note_of(variant: Variant, outcome: Outcome) -> str:
         return "diverged"
     stopped = facts["steps"] < facts["planned"]
     return f"stopped at step {facts['steps']} of {facts['planned']}" if stopped else ""
-
-
-def norm_quantile(recipe: Any, share: float = 0.9) -> float | None:
-    """A quantile of a watched run's gradient norms before clipping; None: not seen."""
-    series = recipe.recorder.curves.get("gradient norm")
-    return float(np.quantile(series.y, share)) if series is not None and series.y else None
 
 
 def curves(outcome: Outcome, title: str, stage: Stage) -> Curve:

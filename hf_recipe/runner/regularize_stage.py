@@ -68,5 +68,5 @@ def _gap(outcomes: list[Outcome]) -> float:
 
 
 def _kept(start: Setup, end: Setup) -> str:
-    names = ("augment", "dropout", "weight_decay", "early_stopping")
+    names = ("augment", "dropout", "weight_decay", "early_stopping", "model")
     return ", ".join(name for name in names if getattr(start, name) != getattr(end, name))
