@@ -157,7 +157,7 @@ class Lab:
             trainer.train()
             seconds = time.perf_counter() - began
             outcome = self._measure(trainer, setup, seconds)
-            if variant.key in self._watched:
+            if variant.key in self._watched and setup.share == 1:
                 use = plain(worth_of_fields(trainer, self.data.inputs))
                 outcome = replace(outcome, facts={**outcome.facts, "fields": use})
             recipe.detach()
@@ -194,7 +194,7 @@ class Lab:
         else:
             trainer = Trainer(**common)
         if setup.augment:
-            trainer.add_callback(Augmentation(*self.feed.changes))
+            trainer.add_callback(Augmentation(*feed.changes))
         if setup.early_stopping:
             from hf_recipe.regularize.early_stopping import EarlyStopping
 

@@ -157,7 +157,7 @@ def test_nothing_is_kept_by_noise(seeds, seed_sd):
 
 
 def test_nothing_is_kept_by_noise_in_real_trainings():
-    """40 changes that change nothing: the same small networks with another order of batches."""
+    """Changes that change nothing: the same small networks under other seeds."""
     import torch
     from sklearn.datasets import load_breast_cancer
 
@@ -180,10 +180,10 @@ def test_nothing_is_kept_by_noise_in_real_trainings():
             )
         return held.tolist()
 
-    outcomes = [train(seed) for seed in range(160)]
-    kept = 0
-    for trial in range(40):
-        first, second = outcomes[4 * trial : 4 * trial + 2], outcomes[4 * trial + 2 : 4 * trial + 4]
-        kept += paired_gain(first, second).verdict is True
-    print(f"{kept} of 40 real null changes kept")
-    assert kept <= 2
+    outcomes = [train(seed) for seed in range(90)]
+    draw, kept = np.random.default_rng(0), 0
+    for _ in range(200):
+        chosen = [outcomes[i] for i in draw.permutation(90)[:6]]
+        kept += paired_gain(chosen[:3], chosen[3:]).verdict is True
+    print(f"{kept} of 200 real null changes kept, three seeds each")
+    assert kept <= 10
