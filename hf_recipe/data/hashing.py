@@ -111,16 +111,14 @@ def list_parts(array: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
 
 def _bytes_hashes(array: pa.Array, offset_type: type) -> Hashes:
     _, offset_buffer, data = array.buffers()
-    out = np.empty(len(array), dtype=np.uint64)
     if not len(array):
-        return out
+        return np.zeros(0, dtype=np.uint64)
     offsets = np.frombuffer(offset_buffer, dtype=offset_type)[
         array.offset : array.offset + len(array) + 1
     ].tolist()
     view = memoryview(data if data is not None else b"")
-    digest = xxhash.xxh3_64_intdigest
-    out[:] = [digest(view[a:b]) for a, b in itertools.pairwise(offsets)]
-    return out
+    spans = map(view.__getitem__, map(slice, offsets, offsets[1:]))
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, spans), np.uint64, len(array))
 
 
 def _list_hashes(array: pa.Array) -> Hashes:
