@@ -39,7 +39,9 @@ def table_hashes(table: pa.Table, columns: Sequence[str]) -> Hashes:
 
 def flat_array(column: pa.ChunkedArray) -> pa.Array:
     """One contiguous array, extension and dictionary types resolved."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    array = column
+    if isinstance(column, pa.ChunkedArray):  # one chunk is taken as it is: combining copies
+        array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else array.chunk(0)
     if isinstance(array, pa.ExtensionArray):
