@@ -90,7 +90,7 @@ def test_all_stages_then_again_without_training(tmp_path, capsys):
 
 TORCHRUN = ("torch.distributed.run", "--nproc_per_node")
 ACCELERATE = (
-    *("accelerate.commands.launch", "--multi_gpu", "--use_cpu", "--num_machines", "1"),
+    *("accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
     *("--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes"),
 )
 
