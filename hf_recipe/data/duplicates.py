@@ -60,11 +60,11 @@ def repeats(source: Source, inputs: tuple[str, ...], label: str | None) -> Repea
         if label is not None:
             labels.append(table_hashes(chunk, [label]))
     every = np.concatenate(hashes)
-    order = np.argsort(every, kind="stable")  # equal rows stand side by side, the first one first
+    order = np.argsort(every)  # equal rows stand side by side
     new = np.ones(len(every), dtype=bool)
     new[1:] = every[order[1:]] != every[order[:-1]]
-    later = np.zeros(len(every), dtype=bool)
-    later[order[~new]] = True
+    later = np.ones(len(every), dtype=bool)
+    later[np.minimum.reduceat(order, np.flatnonzero(new))] = False
     found = Repeats(
         columns=tuple(inputs),
         rows=len(every),

@@ -39,7 +39,9 @@ def table_hashes(table: pa.Table, columns: Sequence[str]) -> Hashes:
 
 def flat_array(column: pa.ChunkedArray) -> pa.Array:
     """One contiguous array, extension and dictionary types resolved."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    array = column
+    if isinstance(column, pa.ChunkedArray):  # one chunk is taken as it is: combining copies
+        array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else array.chunk(0)
     if isinstance(array, pa.ExtensionArray):
@@ -111,16 +113,14 @@ def list_parts(array: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
 
 def _bytes_hashes(array: pa.Array, offset_type: type) -> Hashes:
     _, offset_buffer, data = array.buffers()
-    out = np.empty(len(array), dtype=np.uint64)
     if not len(array):
-        return out
+        return np.zeros(0, dtype=np.uint64)
     offsets = np.frombuffer(offset_buffer, dtype=offset_type)[
         array.offset : array.offset + len(array) + 1
     ].tolist()
     view = memoryview(data if data is not None else b"")
-    digest = xxhash.xxh3_64_intdigest
-    out[:] = [digest(view[a:b]) for a, b in itertools.pairwise(offsets)]
-    return out
+    spans = map(view.__getitem__, map(slice, offsets, offsets[1:]))
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, spans), np.uint64, len(array))
 
 
 def _list_hashes(array: pa.Array) -> Hashes:
