@@ -22,7 +22,8 @@ Integers = npt.NDArray[np.int64]
 
 ALPHA = 0.01  # of one comparison; at most five are made for an answer, which leaves 5 %
 POWER = 0.84  # standard errors that a loss must lie beyond to be seen four times in five
-MOST_FEATURES = 8_192
+MOST_FEATURES = 2_048
+BUCKET_BITS = 20
 
 
 @dataclass(frozen=True)
@@ -164,34 +165,36 @@ def spread(model: Any, matrix: Any, labels: Integers) -> Floats:
 
 
 def sparse(keys: Keys, labels: Integers, held: Flags, most: int = MOST_FEATURES) -> Any:
-    """The rows' features as a sparse matrix with rows of length 1.
+    """The rows' features as a sparse matrix: binary, rare ones weighing more, rows of about 1.
 
-    Of the features, those with the largest chi-squared against the teaching half's classes.
+    Keys are hashed to a million buckets, of which those with the largest chi-squared against the
+    teaching half's classes are kept.
     """
     from scipy.sparse import csr_matrix
 
-    distinct, codes = np.unique(keys.keys, return_inverse=True)
-    cells, counts = np.unique(keys.rows * len(distinct) + codes, return_counts=True)
-    rows, codes = cells // max(len(distinct), 1), cells % max(len(distinct), 1)
-    classes = int(labels.max()) + 1
-    teaching = ~held[rows]
-    table = np.bincount(
-        codes[teaching] * classes + labels[rows[teaching]], minlength=len(distinct) * classes
-    ).reshape(-1, classes)
+    buckets = (keys.keys >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
+    classes, size = int(labels.max()) + 1, 1 << BUCKET_BITS
+    teaching = ~held[keys.rows]
     share = np.bincount(labels[~held], minlength=classes) / max(int((~held).sum()), 1)
-    seen = table.sum(axis=1)
-    expected = seen[:, None] * share
-    telling = np.where(
-        seen > 1, ((table - expected) ** 2 / np.maximum(expected, 1e-9)).sum(axis=1), -1.0
-    )
-    kept = np.argsort(-telling, kind="stable")[:most]
-    column = np.full(len(distinct), -1)
-    column[kept[telling[kept] >= 0]] = np.arange(int((telling[kept] >= 0).sum()))
-    inside = column[codes] >= 0
-    rows, columns, values = rows[inside], column[codes][inside], 1 + np.log(counts[inside])
-    norms = np.sqrt(np.bincount(rows, weights=values**2, minlength=len(labels)))
-    shape = (len(labels), max(int(column.max(initial=0)) + 1, 1))
-    return csr_matrix((values / norms[rows], (rows, columns)), shape=shape)
+    seen = np.bincount(buckets[teaching], minlength=size)
+    telling = np.zeros(size)
+    for k in range(classes):
+        mine = teaching & (labels[keys.rows] == k)
+        there = np.bincount(buckets[mine], minlength=size)
+        telling += (there - seen * share[k]) ** 2 / np.maximum(seen * share[k], 1e-9)
+    telling[seen < 2] = -1.0
+    kept = np.argpartition(-telling, min(most, size - 1))[:most]
+    kept = np.sort(kept[telling[kept] >= 0])
+    column = np.full(size, -1)
+    column[kept] = np.arange(len(kept))
+    inside = column[buckets] >= 0
+    width = max(len(kept), 1)
+    cells = np.unique(keys.rows[inside] * width + column[buckets[inside]])
+    rows, columns = cells // width, cells % width
+    counts = np.bincount(columns, minlength=width)
+    weight = np.log((1 + len(labels)) / (1 + counts))[columns]
+    weight /= math.sqrt(max(float((weight**2).sum()) / len(labels), 1e-12))
+    return csr_matrix((weight, (rows, columns)), shape=(len(labels), width))
 
 
 def kernel(name: str, features: npt.NDArray[Any], labels: Integers, held: Flags) -> Trial:

@@ -3,13 +3,14 @@
 The recipe asks it before any architecture is chosen. A ladder of cheap probes answers: each rung
 sees more of the context than the one before, and the answer is the first rung that no later one
 beats. Text: words, neighbours, place, words in their order. Images: patches wherever they stand,
-then in 2 x 2 and 4 x 4 fields, then all pixels; with the fields shuffled as a second opinion.
+then in 2 x 2 and 4 x 4 fields, then all pixels. A rung counts as better only if it also beats
+itself on inputs whose words or fields are shuffled: more features alone are no context.
 Where no rung beats chance the answer is "undecided": such probes are blind to much.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -22,12 +23,14 @@ from hf_recipe.core.finding import Fault
 from hf_recipe.data.cheap import ALPHA, Trial, kernel, linear, paired
 from hf_recipe.data.pictures import Pictures, area
 from hf_recipe.data.sample import Sample, sample_of
-from hf_recipe.data.words import TokenRows, bag, neighbours, ordered_pairs, placed, tokenise
+from hf_recipe.data.words import Keys, TokenRows, bag, neighbours, ordered_pairs, placed, tokenise
 from hf_recipe.instruments.subject import Subject
 
 WORDS = 48  # kinds of patches
 PATCH = 3
 LARGEST = 32  # side in pixels at which patches are cut
+
+Probed = tuple[Trial, Callable[[], Trial] | None]
 
 QUESTION = "Are local features enough, or is global context needed?"
 
@@ -36,7 +39,10 @@ QUESTION = "Are local features enough, or is global context needed?"
 class Rung:
     """One probe: what it saw, its accuracy with standard error, its chance under shuffled labels.
 
-    `p_next` is the smallest chance, over the later rungs, that such a rung's lead is an accident.
+    `p_next` is the smallest chance, over the later rungs, that such a rung's lead on this one is
+    an accident, or its lead on its own twin: the same probe of inputs whose words or fields were
+    shuffled, which tells context from a mere wealth of features. `shuffled` is the accuracy of
+    this rung's twin, where it was needed.
     """
 
     sees: str
@@ -45,6 +51,7 @@ class Rung:
     p_chance: float
     p_next: float
     local: bool
+    shuffled: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,6 @@ class ContextLadder(Measurement):
         majority: share of the commonest class among the held-out rows.
         rows: held-out rows.
         visible: the smallest lead in accuracy that would have been seen four times in five.
-        shuffled: (images) accuracy of the 4 x 4 rung with the fields of each image shuffled.
-        p_shuffled: chance that the shuffled rung's loss is an accident; 1 for text.
         note: how the rows were drawn.
     """
 
@@ -67,8 +72,6 @@ class ContextLadder(Measurement):
     majority: float
     rows: int
     visible: float
-    shuffled: float = 0.0
-    p_shuffled: float = 1.0
     note: str = ""
 
 
@@ -120,12 +123,12 @@ def take_ladder(subject: Subject) -> Iterator[ContextLadder | Answer | Table]:
     sample = sample_of(subject)
     tokens, pictures = tokens_of(subject, sample), sample.inputs.pictures
     if pictures is not None:
-        trials, shuffled = image_trials(subject, sample, pictures)
+        probed = image_rungs(subject, sample, pictures)
     elif tokens is not None:
-        trials, shuffled = text_trials(subject, sample, tokens), None
+        probed = text_rungs(subject, sample, tokens)
     else:
         raise no_context(sample)
-    ladder = climb(trials, shuffled, "text" if pictures is None else "image", sample.note)
+    ladder = climb(probed, "text" if pictures is None else "image", sample.note)
     yield ladder
     yield ladder_table(ladder)
     yield Answer(QUESTION, "data", verdict(ladder)[1], {
@@ -135,30 +138,60 @@ def take_ladder(subject: Subject) -> Iterator[ContextLadder | Answer | Table]:
     })  # fmt: skip
 
 
-def text_trials(subject: Subject, sample: Sample, tokens: TokenRows) -> list[Trial]:
-    """Words; neighbours; place; order."""
-    words, labels, held = bag(tokens), sample.labels, sample.held
+def text_rungs(subject: Subject, sample: Sample, tokens: TokenRows) -> list[Probed]:
+    """Words; neighbours; place; order; each later one with a twin whose words are shuffled."""
+    labels, held = sample.labels, sample.held
+
+    def seeing(name: str, feature: Callable[[TokenRows], Keys]) -> Probed:
+        def fitted(rows: TokenRows) -> Trial:
+            return linear(name, bag(rows) + feature(rows), labels, held)
+
+        return fitted(tokens), lambda: fitted(tokens.shuffled(np.random.default_rng(0)))
+
     return [
-        words_trial(subject, sample, tokens),
-        linear("words and their neighbours", words + neighbours(tokens), labels, held),
-        linear("words and their place", words + placed(tokens), labels, held),
-        linear("words in their order", words + ordered_pairs(tokens), labels, held),
+        (words_trial(subject, sample, tokens), None),
+        seeing("words and their neighbours", neighbours),
+        seeing("words and their place", placed),
+        seeing("words in their order", ordered_pairs),
     ]
 
 
-def image_trials(subject: Subject, sample: Sample, pictures: Pictures) -> tuple[list[Trial], Trial]:
-    """Patches anywhere, in 2 x 2 and 4 x 4 fields, all pixels; and 4 x 4 with fields shuffled."""
+def image_rungs(subject: Subject, sample: Sample, pictures: Pictures) -> list[Probed]:
+    """Patches anywhere, in 2 x 2 and 4 x 4 fields, all pixels; twins with the fields shuffled."""
     labels, held = sample.labels, sample.held
-    words = patch_words(at_most(pictures, LARGEST).mean(axis=3), held)
-    trials = []
-    for grid, name in ((1, "patches anywhere"), (2, "patches in 2 x 2 fields"),
-                       (4, "patches in 4 x 4 fields")):  # fmt: skip
-        trials.append(kernel(name, pooled(words, grid), labels, held))
-    fields = pooled(words, 4).reshape(len(words), 16, WORDS)
-    mixed = np.random.default_rng(0).permuted(np.tile(np.arange(16), (len(words), 1)), axis=1)
-    shuffled = np.take_along_axis(fields, mixed[:, :, None], axis=1)
-    trials.append(pixels_trial(subject, sample, pictures))
-    return trials, kernel("4 x 4 fields, shuffled", shuffled, labels, held)
+    images = at_most(pictures, LARGEST)
+    words = patch_words(images.mean(axis=3), held)
+
+    def seeing(name: str, grid: int) -> Probed:
+        fields = pooled(words, grid)
+        twin = shuffled_fields(fields.reshape(len(words), grid**2, WORDS))
+        return kernel(name, fields, labels, held), lambda: kernel(name, twin, labels, held)
+
+    def tiles() -> Trial:
+        return kernel("", shuffled_fields(cut_in_tiles(images)), labels, held)
+
+    return [
+        (seeing("patches anywhere", 1)[0], None),
+        seeing("patches in 2 x 2 fields", 2),
+        seeing("patches in 4 x 4 fields", 4),
+        (pixels_trial(subject, sample, pictures), tiles),
+    ]
+
+
+def shuffled_fields(fields: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """(rows, fields, values) with each row's fields in an order of its own."""
+    rows, count = fields.shape[:2]
+    order = np.random.default_rng(0).permuted(np.tile(np.arange(count), (rows, 1)), axis=1)
+    return np.take_along_axis(fields, order[:, :, None], axis=1)
+
+
+def cut_in_tiles(images: npt.NDArray[np.float32], grid: int = 4) -> npt.NDArray[np.float32]:
+    """(rows, 16, values): images as 4 x 4 tiles."""
+    rows, height, width, channels = images.shape
+    tall, wide = (max(1, side // grid) for side in (height, width))
+    even = area(images, tall * grid, wide * grid)
+    tiles = even.reshape(rows, grid, tall, grid, wide, channels).transpose(0, 1, 3, 2, 4, 5)
+    return tiles.reshape(rows, grid**2, -1)
 
 
 def patch_words(gray: npt.NDArray[Any], held: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
@@ -197,20 +230,27 @@ def pooled(words: npt.NDArray[np.int64], grid: int) -> npt.NDArray[np.float64]:
 # ---------------------------------------------------------------- verdicts
 
 
-def climb(trials: list[Trial], shuffled: Trial | None, modality: str, note: str) -> ContextLadder:
-    """Compare every rung with the later ones, on the same rows."""
-    rungs, visible = [], 0.0
+def climb(probed: list[Probed], modality: str, note: str) -> ContextLadder:
+    """Compare every rung with the later ones on the same rows, and these with their twins."""
+    trials = [trial for trial, _ in probed]
+    pairs = {(i, j): paired(trials[i], trials[j]) for j in range(len(trials)) for i in range(j)}
+    twins: dict[int, Trial] = {}
+    for j, (_, twin) in enumerate(probed):
+        if twin is not None and any(pairs[i, j].p_gain < ALPHA for i in range(j)):
+            twins[j] = twin()
+    p_twin = {j: paired(trials[j], twin).p_loss for j, twin in twins.items()}
+    rungs = []
     for i, trial in enumerate(trials):
-        pairs = [paired(trial, later) for later in trials[i + 1 :]]
-        visible = max([visible, *(pair.visible for pair in pairs)])
+        later = [max(pairs[i, j].p_gain, p_twin.get(j, 1.0)) for j in range(i + 1, len(trials))]
         rungs.append(
             Rung(
                 sees=trial.name,
                 accuracy=trial.accuracy,
                 error=trial.error,
                 p_chance=trial.p_chance,
-                p_next=min([1.0, *(pair.p_gain for pair in pairs)]),
+                p_next=min([1.0, *later]),
                 local=i < (2 if modality == "text" else 1),
+                shuffled=twins[i].accuracy if i in twins else None,
             )
         )
     truth = trials[0].truth
@@ -219,9 +259,7 @@ def climb(trials: list[Trial], shuffled: Trial | None, modality: str, note: str)
         modality=modality,
         majority=float(np.bincount(truth).max() / len(truth)),
         rows=len(truth),
-        visible=visible,
-        shuffled=shuffled.accuracy if shuffled is not None else 0.0,
-        p_shuffled=paired(trials[2], shuffled).p_loss if shuffled is not None else 1.0,
+        visible=max(pair.visible for pair in pairs.values()),
         note=note,
     )
 
@@ -245,16 +283,11 @@ def verdict(
     )
     if not first.local:
         less = rungs[rungs.index(first) - 1]
-        if ladder.modality == "image" and not ladder.p_shuffled < alpha:
-            return "undecided", (
-                f"undecided: {first.sees} tell {seen}, {rungs[0].sees} {rungs[0].accuracy:.1%}, "
-                f"but shuffling the fields costs nothing ({ladder.shuffled:.1%})"
-            )
         text = (
             f"global context is needed: {first.sees} tell {seen}, {less.sees} {less.accuracy:.1%}"
         )
-        if ladder.modality == "image":
-            text += f"; with the fields shuffled {ladder.shuffled:.1%}"
+        if first.shuffled is not None:
+            text += f"; shuffled {first.shuffled:.1%}"
         return "global", text
     if ladder.visible > resolution:
         return "undecided", (
@@ -269,15 +302,12 @@ def verdict(
 
 def ladder_table(ladder: ContextLadder) -> Table:
     """The rungs as a table."""
-    rows: list[tuple[str, float, float, float, float]] = [
+    rows: list[tuple[str | float | None, ...]] = [
         (r.sees, round(r.accuracy, 4), round(2 * r.error, 4), float(f"{r.p_chance:.2g}"),
-         float(f"{r.p_next:.2g}"))
+         None if r.shuffled is None else round(r.shuffled, 4), float(f"{r.p_next:.2g}"))
         for r in ladder.rungs
     ]  # fmt: skip
-    if ladder.modality == "image":
-        p = float(f"{ladder.p_shuffled:.2g}")
-        rows.append(("patches in 4 x 4 fields, shuffled", round(ladder.shuffled, 4), 0.0, 1.0, p))
-    head = ("the probe sees", "accuracy", "+- (2 standard errors)", "p of chance",
+    head = ("the probe sees", "accuracy", "+- (2 standard errors)", "p of chance", "shuffled",
             "p that no later one is better")  # fmt: skip
     caption = f"{ladder.rows:,} held-out rows, commonest class {ladder.majority:.1%}; {ladder.note}"
     return Table("How much context does the label need?", "data", head, tuple(rows), caption)
