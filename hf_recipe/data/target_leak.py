@@ -4,14 +4,13 @@ A column that is a copy of the label, a cell that is filled only after the outco
 at a fixed place of every text: the training loss falls to nothing, and so does the use of the
 model. A feature is suspected when, by itself, it tells held-out labels nearly perfectly while all
 the others together do not. It is a warning where it looks made from the label (a copy with gaps
-between the classes, one class a single value, a fixed place, the class's own name), else a note:
-a word or a threshold may lawfully be the task.
+between the classes, all classes but one a single value, tokens that are the classes' names or
+numbers), else a note: a keyword or a threshold may lawfully be the task.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -20,54 +19,30 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip, private
+from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.data.cheap import (
     ALPHA,
     Trial,
     binned,
     kernel,
-    linear,
     looked_up,
     paired,
     trees,
 )
 from hf_recipe.data.context import tokens_of, words_trial
+from hf_recipe.data.giveaway_tokens import NEARLY, Giveaway, balanced, from_tokens
 from hf_recipe.data.hashing import flat_array
 from hf_recipe.data.labels import seen_counts
 from hf_recipe.data.sample import Sample, floats_of, gather, sample_of
 from hf_recipe.data.source import roles_of
-from hf_recipe.data.words import TokenRows, bag
+from hf_recipe.data.words import TokenRows
 from hf_recipe.instruments.subject import Subject
 
 Floats = npt.NDArray[np.float64]
 
-ENDS = 8  # places from either end of a text that are looked at
 PIXELS = 1_024  # images with more are not looked at pixel by pixel
-NEARLY = 0.99
 COPY_GAP = 4.5  # deviations between neighbouring classes: a normal overlap under 2 %
-
-
-@dataclass(frozen=True)
-class Giveaway:
-    """One feature that tells the label nearly by itself.
-
-    Attributes:
-        name: the column, pixel, place ("place 0 from the end") or "one word a class".
-        form: "copy", "single value", "threshold", "place", "name", "word" or "line" (a quantity
-            that the label is a straight or rising function of).
-        accuracy: balanced accuracy on held-out rows; R squared for a quantity.
-        rest: the same of everything else together.
-        p: chance that the others' shortfall is an accident; 0 for a quantity.
-        words: the tokens, where there are any.
-    """
-
-    name: str
-    form: str
-    accuracy: float
-    rest: float
-    p: float
-    words: tuple[str, ...] = private(default=())
 
 
 @dataclass(frozen=True)
@@ -113,7 +88,7 @@ def take_giveaways(subject: Subject) -> Iterator[Located]:
     else:
         found = from_columns(subject, sample, columns, tokens)
     if tokens is not None and counts.form != "number":
-        found += from_tokens(subject, sample, tokens)
+        found += from_tokens(sample, tokens)
     if not columns and tokens is None:
         raise Skip("no input column could be read: " + ", ".join(unread))
     measured = Giveaways(
@@ -125,12 +100,6 @@ def take_giveaways(subject: Subject) -> Iterator[Located]:
         note=sample.note,
     )
     yield Located(measured, "train")
-
-
-def balanced(trial: Trial) -> float:
-    """Mean over classes of the share of rows that are told right."""
-    classes = np.unique(trial.truth)
-    return float(np.mean([trial.right[trial.truth == k].mean() for k in classes]))
 
 
 # ---------------------------------------------------------------- columns
@@ -238,100 +207,13 @@ def fit(values: Floats, targets: Floats, held: npt.NDArray[np.bool_]) -> float:
     return max(straight, float(ranks**2) if np.isfinite(ranks) else 0.0)
 
 
-# ---------------------------------------------------------------- tokens
-
-
-def from_tokens(subject: Subject, sample: Sample, tokens: TokenRows) -> list[Giveaway]:
-    """Places of a text, and words anywhere in it, that tell the class."""
-    labels, held = sample.labels, sample.held
-    found = []
-    for place, codes in places(tokens):
-        distinct = len(np.unique(codes[~held]))
-        if not 2 <= distinct <= 4 * sample.classes + 2:
-            continue
-        trial = looked_up(place, np.unique(codes, return_inverse=True)[1], labels, held)
-        if balanced(trial) < NEARLY:
-            continue
-        others = linear("", bag(_without_place(tokens, place)), labels, held)
-        words = _spelled(tokens, np.unique(codes)[:10])
-        p = paired(trial, others).p_loss
-        found.append(Giveaway(place, "place", balanced(trial), balanced(others), p, words))
-    return found or words_apart(sample, tokens)
-
-
-def places(tokens: TokenRows) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
-    """The token at each of the first and last places; -1 where a row is too short."""
-    lengths = tokens.lengths
-    for at in range(min(ENDS, int(lengths.max(initial=0)))):
-        long = lengths > at
-        for name, index in (
-            (f"place {at} from the start", tokens.offsets[:-1] + at),
-            (f"place {at} from the end", tokens.offsets[1:] - 1 - at),
-        ):
-            codes = np.full(len(tokens), -1, dtype=np.int64)
-            codes[long] = tokens.ids[index[long]]
-            yield name, codes
-
-
-def _without_place(tokens: TokenRows, place: str) -> TokenRows:
-    """The rows without their first or last few tokens, up to and with `place`."""
-    at = int(place.split()[1])
-    if place.endswith("start"):
-        return tokens.where(tokens.place > at)
-    from_end = np.repeat(tokens.lengths, tokens.lengths) - tokens.place
-    return tokens.where(from_end > at + 1)
-
-
-def words_apart(sample: Sample, tokens: TokenRows) -> list[Giveaway]:
-    """One word a class that stands in nearly all of its rows and in hardly any other."""
-    labels, held, classes = sample.labels, sample.held, sample.classes
-    distinct, codes = np.unique(tokens.ids, return_inverse=True)
-    cells = np.unique(tokens.owner * len(distinct) + codes)
-    rows, codes = cells // len(distinct), cells % len(distinct)
-    taught = ~held[rows]
-    table = np.bincount(
-        codes[taught] * classes + labels[rows[taught]], minlength=len(distinct) * classes
-    ).reshape(-1, classes) / np.maximum(np.bincount(labels[~held], minlength=classes), 1)
-    telling = np.full(len(labels), -1, dtype=np.int64)
-    chosen: list[int] = []
-    for k in range(classes):
-        lead = table[:, k] - np.delete(table, k, axis=1).max(axis=1)
-        if (best := int(lead.argmax())) is not None and lead[best] >= NEARLY - 0.01:
-            chosen.append(best)
-            telling[rows[codes == best]] = k
-    if len(chosen) < classes - 1:
-        return []
-    trial = looked_up("one word a class", telling + 1, labels, held)
-    if balanced(trial) < NEARLY:
-        return []
-    others = linear("", bag(tokens.where(~np.isin(tokens.ids, distinct[chosen]))), labels, held)
-    words = _spelled(tokens, distinct[chosen])
-    form = "name" if tokens.vocabulary and named_after(words, sample.names) else "word"
-    p = paired(trial, others).p_loss
-    return [Giveaway("one word a class", form, balanced(trial), balanced(others), p, words)]
-
-
-def named_after(words: tuple[str, ...], names: tuple[str, ...]) -> bool:
-    """Whether words are made from the classes' names, or are one pattern with a number in it."""
-    lower = {name.lower() for name in names}
-    if all(word.lower() in lower for word in words):
-        return True
-    patterns = {re.sub(r"\d+", "#", word.lower()) for word in words}
-    return len(words) > 1 and len(patterns) == 1 and "#" in patterns.pop()
-
-
-def _spelled(tokens: TokenRows, ids: npt.NDArray[np.int64]) -> tuple[str, ...]:
-    known = tokens.vocabulary
-    return tuple(known[i] if known and i >= 0 else str(i) for i in ids.tolist())
-
-
 # ---------------------------------------------------------------- verdicts
 
 SAID = {
     "copy": "looks like a copy of the label: gaps lie between the classes",
     "single value": "is one single value in every class but one",
     "threshold": "is cut by the label at a threshold, as a lawful feature may be",
-    "place": "holds one of a few tokens that go with the label",
+    "place": "it holds one of a few tokens that go with the label, as a keyword may",
     "name": "the words are the classes' names, or one pattern with a number",
     "word": "a keyword may lawfully be the task",
     "line": "the label is a function of it",
@@ -353,7 +235,7 @@ def target_in_input(
     for giveaway in seen.found:
         if giveaway.accuracy < nearly or not giveaway.p < alpha or giveaway.rest >= nearly:
             continue
-        made = giveaway.form in ("copy", "single value", "place", "name") or (
+        made = giveaway.form in ("copy", "single value", "name") or (
             giveaway.form == "line" and giveaway.accuracy >= copied
         )
         measure = "R squared" if giveaway.form == "line" else "balanced accuracy"
