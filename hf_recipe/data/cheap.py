@@ -2,7 +2,7 @@
 
 A probe learns from one half of a sample and is judged on the other. Two probes are compared on
 the same rows by McNemar's test; whether one beats chance is asked of shuffled labels. Each
-comparison says the smallest loss that it would have seen: "no loss" is worth as much as that.
+comparison says the largest loss that it leaves open: "no loss" is worth as much as that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 ALPHA = 0.01  # of one comparison; at most five are made for an answer, which leaves 5 %
-POWER = 0.84  # standard errors that a loss must lie beyond to be seen four times in five
+ONE_SIDED = 1.645  # standard errors of a 95 % bound
+POWER = 0.84  # standard errors beyond its threshold at which an effect is seen 4 times in 5
 MOST_FEATURES = 2_048
 BUCKET_BITS = 20
 
@@ -78,7 +79,8 @@ class Paired:
         lost, won: rows that only the first, only the second got right.
         rows: rows compared.
         p_loss, p_gain: one-sided McNemar: chance of as many lost (won) if neither were better.
-        visible: the smallest loss of accuracy that would have been seen four times in five.
+        most_loss, most_gain: the largest loss and gain of accuracy that the rows leave open (the
+            upper end of a one-sided 95 % interval).
     """
 
     lost: int
@@ -86,23 +88,27 @@ class Paired:
     rows: int
     p_loss: float
     p_gain: float
-    visible: float
+    most_loss: float
+    most_gain: float
 
 
-def paired(reference: Trial, candidate: Trial, alpha: float = ALPHA) -> Paired:
+def paired(reference: Trial, candidate: Trial) -> Paired:
     """McNemar's exact test of `candidate` against `reference`."""
-    from scipy.stats import binom, norm
+    from scipy.stats import binom
 
     lost = int((reference.right & ~candidate.right).sum())
     won = int((~reference.right & candidate.right).sum())
     apart = lost + won
+    rows = len(reference.truth)
+    lead, width = (lost - won) / rows, ONE_SIDED * math.sqrt(max(apart, 4)) / rows
     return Paired(
         lost=lost,
         won=won,
-        rows=len(reference.truth),
+        rows=rows,
         p_loss=float(binom.sf(lost - 1, apart, 0.5)),
         p_gain=float(binom.sf(won - 1, apart, 0.5)),
-        visible=(norm.isf(alpha) + POWER) * math.sqrt(max(apart, 4)) / len(reference.truth),
+        most_loss=max(0.0, lead + width),
+        most_gain=max(0.0, width - lead),
     )
 
 
@@ -165,7 +171,7 @@ def spread(model: Any, matrix: Any, labels: Integers) -> Floats:
 
 
 def sparse(keys: Keys, labels: Integers, held: Flags, most: int = MOST_FEATURES) -> Any:
-    """The rows' features as a sparse matrix: binary, rare ones weighing more, rows of about 1.
+    """The rows' features as a sparse matrix: weighed by what they tell, rows of about 1.
 
     Keys are hashed to a million buckets, of which those with the largest chi-squared against the
     teaching half's classes are kept.
@@ -191,9 +197,9 @@ def sparse(keys: Keys, labels: Integers, held: Flags, most: int = MOST_FEATURES)
     width = max(len(kept), 1)
     cells = np.unique(keys.rows[inside] * width + column[buckets[inside]])
     rows, columns = cells // width, cells % width
-    counts = np.bincount(columns, minlength=width)
-    weight = np.log((1 + len(labels)) / (1 + counts))[columns]
-    weight /= math.sqrt(max(float((weight**2).sum()) / len(labels), 1e-12))
+    strength = np.sqrt(np.maximum(telling[kept], 1e-9) / max(classes - 1, 1))
+    weight = strength[columns] if len(kept) else np.zeros(0)
+    weight = weight / math.sqrt(max(float((weight**2).sum()) / len(labels), 1e-12))
     return csr_matrix((weight, (rows, columns)), shape=(len(labels), width))
 
 

@@ -38,7 +38,7 @@ class Size:
         size: tokens, or pixels of the longer side.
         accuracy, error: of the probe, with its standard error.
         p_loss: chance that its loss against the best larger size is an accident.
-        visible: the smallest loss that would have been seen four times in five.
+        most: the largest loss of accuracy that the rows leave open, at 95 %.
     """
 
     way: str
@@ -46,7 +46,7 @@ class Size:
     accuracy: float
     error: float
     p_loss: float
-    visible: float
+    most: float
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def descend(way: str, whole: Trial, trials: Iterator[tuple[int, Trial]]) -> list
     sizes, best = [], whole
     for size, trial in trials:
         pair = paired(best, trial)
-        sizes.append(Size(way, size, trial.accuracy, trial.error, pair.p_loss, pair.visible))
+        sizes.append(Size(way, size, trial.accuracy, trial.error, pair.p_loss, pair.most_loss))
         if pair.p_loss < ALPHA:
             break
         if trial.accuracy > best.accuracy:
@@ -170,7 +170,7 @@ def smallest(sweep: SizeSweep, alpha: float = ALPHA, resolution: float = 0.05) -
     found: dict[str, Size] = {}
     lost: set[str] = set()
     for size in sweep.sizes:
-        if size.p_loss < alpha or size.visible > resolution:
+        if size.p_loss < alpha or size.most > resolution:
             lost.add(size.way)
         if size.way not in lost:
             found[size.way] = size
@@ -188,15 +188,15 @@ def answer(sweep: SizeSweep, alpha: float = ALPHA, resolution: float = 0.05) -> 
         return f"undecided: the input is too small to be cut ({sweep.full})"
     found = smallest(sweep, alpha, resolution)
     start = f"at full size a cheap probe tells {sweep.accuracy:.1%} of {sweep.rows:,} held-out rows"
-    unseen = [s for s in sweep.sizes if not s.p_loss < alpha and s.visible > resolution]
+    unseen = [s for s in sweep.sizes if not s.p_loss < alpha and s.most > resolution]
     if not found and unseen:
-        visible = min(size.visible for size in unseen)
-        return f"undecided: {start}; a loss under {visible:.1%} could not have been seen"
+        most = min(size.most for size in unseen)
+        return f"undecided: {start}; a loss of {most:.1%} by the first cut cannot be excluded"
     if not found:
         return f"not at all: {start}, and every cut costs accuracy"
     parts = [f"{_named(size, sweep)} ({size.accuracy:.1%})" for size in found.values()]
-    visible = max(size.visible for size in found.values())
-    text = f"{start}; no loss down to {', '.join(parts)}; a loss of {visible:.1%} would have shown"
+    most = max(size.most for size in found.values())
+    text = f"{start}; no loss seen down to {', '.join(parts)}; at most {most:.1%} (95 %)"
     if sweep.stored > sweep.full:
         text += f"; the images were scaled from {sweep.stored} to {sweep.full} pixels first"
     return text
@@ -215,11 +215,11 @@ def sweep_table(sweep: SizeSweep) -> Table:
     ]
     rows += [
         (s.way, s.size, round(s.accuracy, 4), round(2 * s.error, 4), float(f"{s.p_loss:.2g}"),
-         round(s.visible, 4))
+         round(s.most, 4))
         for s in sweep.sizes
     ]  # fmt: skip
     head = ("kept", "tokens" if sweep.modality == "text" else "side", "accuracy",
-            "+- (2 standard errors)", "p of the loss", "smallest loss that shows")  # fmt: skip
+            "+- (2 standard errors)", "p of the loss", "largest loss left open")  # fmt: skip
     caption = f"{sweep.rows:,} held-out rows; each size against the best larger one; {sweep.note}"
     return Table("How far can the input be cut?", "data", head, tuple(rows), caption)
 
@@ -252,7 +252,7 @@ def input_oversized(
         float, "of one paired test; a sweep ends at the first loss, so tests do not add up"
     ] = ALPHA,
     resolution: Annotated[
-        float, "accuracy; a loss that could hide beyond it makes the answer undecided; judged"
+        float, "accuracy; a loss beyond it that cannot be excluded leaves the answer open; judged"
     ] = 0.05,
     share: Annotated[
         float, "of the full size: half the tokens or pixels a side is worth a change; judged"
@@ -269,8 +269,8 @@ def input_oversized(
         return
     yield Fault(
         message=f"{_named(size, sweep)} tell the label as well as all: {size.accuracy:.1%} against "
-        f"{sweep.accuracy:.1%} of {sweep.rows:,} held-out rows, by a cheap probe; a loss of "
-        f"{size.visible:.1%} would have been seen",
+        f"{sweep.accuracy:.1%} of {sweep.rows:,} held-out rows, by a cheap probe; the loss is at "
+        f"most {size.most:.1%} (95 %)",
         subject=sweep.modality,
         evidence={
             "seen": f"{size.accuracy:.1%} at {size.size}",
@@ -278,7 +278,7 @@ def input_oversized(
             "size": size.size,
             "way": size.way,
             "p_loss": size.p_loss,
-            "smallest_visible_loss": size.visible,
+            "largest_loss_left_open": size.most,
         },
     )
 

@@ -13,7 +13,7 @@ from hf_recipe.data.words import TokenRows
 
 Floats = npt.NDArray[np.float64]
 
-KINDS = ("upper case", "digits", "white space", "marks", "beyond ASCII")
+KINDS = ("upper case", "digits", "marks", "beyond ASCII")
 
 
 def metadata(contents: Contents, tokens: TokenRows | None) -> dict[str, Floats]:
@@ -46,7 +46,7 @@ def characters(texts: Sequence[str], longest: int = 4_000) -> dict[str, Floats]:
     lower = (codes >= 97) & (codes <= 122)
     digits = (codes >= 48) & (codes <= 57)
     white = (codes == 32) | ((codes >= 9) & (codes <= 13))
-    flags = (upper, digits, white, ~(beyond | upper | lower | digits | white), beyond)
+    flags = (upper, digits, ~(beyond | upper | lower | digits | white), beyond)
     found = {"characters": np.array([len(text) for text in texts], dtype=np.float64)}
     for name, flag in zip(KINDS, flags, strict=True):
         counts = np.bincount(owner, weights=flag, minlength=len(texts))

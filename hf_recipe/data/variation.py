@@ -48,7 +48,7 @@ class Variation:
         share: of the rows that normalising it changes.
         accuracy: of the probe without it; p_loss, p_gain: chance that its loss (gain) against
             the raw input is an accident.
-        visible: the smallest loss that would have been seen four times in five.
+        most: the largest loss of accuracy that the rows leave open, at 95 %.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Variation:
     accuracy: float
     p_loss: float
     p_gain: float
-    visible: float
+    most: float
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def image_variations(raw: Trial, sample: Sample, pictures: Pictures) -> Iterator
 
 def _compared(name: str, share: float, raw: Trial, trial: Trial) -> Variation:
     pair = paired(raw, trial)
-    return Variation(name, share, trial.accuracy, pair.p_loss, pair.p_gain, pair.visible)
+    return Variation(name, share, trial.accuracy, pair.p_loss, pair.p_gain, pair.most_loss)
 
 
 # ---------------------------------------------------------------- verdicts
@@ -229,7 +229,7 @@ def verdict(
         return "absent"
     if variation.p_loss < alpha:
         return "tells"
-    return "spurious" if variation.visible <= resolution else "undecided"
+    return "spurious" if variation.most <= resolution else "undecided"
 
 
 def answer(trials: VariationTrials, alpha: float = ALPHA, resolution: float = 0.05) -> str:
@@ -247,7 +247,7 @@ def answer(trials: VariationTrials, alpha: float = ALPHA, resolution: float = 0.
     names = {
         "spurious": "can be normalised out at no loss that shows",
         "tells": "must stay, since it tells the label",
-        "undecided": "undecided, a loss could hide",
+        "undecided": "undecided, a loss cannot be excluded",
         "absent": "hardly varies",
     }
     parts = [f"{', '.join(words[word])}: {text}" for word, text in names.items() if word in words]
@@ -260,11 +260,11 @@ def variation_table(trials: VariationTrials) -> Table:
     """The variations as a table."""
     rows: list[tuple[Any, ...]] = [
         (v.name, round(v.share, 4), round(v.accuracy, 4), float(f"{v.p_loss:.2g}"),
-         float(f"{v.p_gain:.2g}"), round(v.visible, 4), verdict(v))
+         float(f"{v.p_gain:.2g}"), round(v.most, 4), verdict(v))
         for v in trials.variations
     ]  # fmt: skip
     head = ("normalised", "rows changed", "accuracy without it", "p of the loss",
-            "p of the gain", "smallest loss that shows", "verdict")  # fmt: skip
+            "p of the gain", "largest loss left open", "verdict")  # fmt: skip
     caption = f"raw input: {trials.accuracy:.1%} of {trials.rows:,} held-out rows; {trials.note}"
     return Table("What may be normalised away?", "data", head, tuple(rows), caption)
 
@@ -276,7 +276,7 @@ def spurious_variation(
         float, "of one paired test; four variations at most, so under one in twenty in all"
     ] = ALPHA,
     resolution: Annotated[
-        float, "accuracy; a loss that could hide beyond it leaves the answer open; judged"
+        float, "accuracy; a loss beyond it that cannot be excluded leaves the answer open; judged"
     ] = 0.05,
     rare: Annotated[float, "share of rows that vary, below which nothing is won; judged"] = RARE,
 ) -> Iterator[Fault]:
@@ -289,7 +289,7 @@ def spurious_variation(
         yield Fault(
             message=f"{variation.name} can be normalised out: {variation.accuracy:.1%} of "
             f"{trials.rows:,} held-out rows without it, {trials.accuracy:.1%} with it, by a cheap "
-            f"probe; a loss of {variation.visible:.1%} would have been seen; it changes "
+            f"probe; the loss is at most {variation.most:.1%} (95 %); it changes "
             f"{variation.share:.1%} of the rows",
             subject=variation.name,
             evidence={
@@ -297,7 +297,7 @@ def spurious_variation(
                 "expected": f"{trials.accuracy:.1%} with it",
                 "p_loss": variation.p_loss,
                 "p_gain": variation.p_gain,
-                "smallest_visible_loss": variation.visible,
+                "largest_loss_left_open": variation.most,
             },
         )
 
