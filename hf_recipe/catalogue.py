@@ -16,6 +16,7 @@ from hf_recipe.core.finding import Fault, Finding
 from hf_recipe.core.report import Report
 
 MODULES: tuple[str, ...] = (
+    "hf_recipe.data.answers",
     "hf_recipe.data.columns",
     "hf_recipe.data.columns_dropped",
     "hf_recipe.data.context",
@@ -28,9 +29,13 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.data.order",
     "hf_recipe.data.shortcuts",
     "hf_recipe.data.splits",
+    "hf_recipe.data.stale",
     "hf_recipe.data.target_leak",
     "hf_recipe.data.tokens",
+    "hf_recipe.data.truncation",
     "hf_recipe.data.variation",
+    "hf_recipe.data.vocabulary",
+    "hf_recipe.data.word_labels",
     "hf_recipe.baselines.accumulation",
     "hf_recipe.baselines.augmentation",
     "hf_recipe.baselines.dependency",

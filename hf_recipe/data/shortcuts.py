@@ -3,8 +3,8 @@
 From its length, the kinds of its characters, an image's brightness or file, from which cells are
 missing: a network finds such a shortcut first, and fails where it does not hold. One fact that
 tells the label about as well as the content does is a warning; what tells less is a note, since
-lengths and brightness may rightly go with the label. Row numbers and columns that the model never gets are
-notes too: they say how the data was put together.
+lengths and brightness may rightly go with the label. Row numbers and columns that the model never
+gets are notes too: they say how the data was put together.
 """
 
 from __future__ import annotations
