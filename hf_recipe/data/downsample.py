@@ -8,6 +8,7 @@ the first one with a loss that the paired test sees ends the sweep.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
@@ -226,9 +227,11 @@ def sweep_table(sweep: SizeSweep) -> Table:
 
 def sweep_curve(sweep: SizeSweep) -> Curve:
     """Accuracy by size, with bands of two standard errors."""
+    error = math.sqrt(sweep.accuracy * (1 - sweep.accuracy) / max(sweep.rows, 1))
     lines = []
     for way in dict.fromkeys(size.way for size in sweep.sizes):
-        sizes = [size for size in sweep.sizes if size.way == way][::-1]
+        whole = Size(way, sweep.full, sweep.accuracy, error, 1.0, 0.0)
+        sizes = [size for size in sweep.sizes if size.way == way][::-1] + [whole]
         lines.append(
             Line(
                 way,

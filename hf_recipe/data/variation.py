@@ -106,6 +106,18 @@ TEXT: dict[str, Callable[[str], str]] = {
 }
 
 
+MENDS = {
+    "case": "text = text.lower()",
+    "accents": "text = ''.join(c for c in unicodedata.normalize('NFKD', text) if not "
+    "unicodedata.combining(c))",
+    "white space": "text = ' '.join(text.split())",
+    "digits": "text = re.sub(r'\\d', '0', text)",
+    "brightness": "pixels = pixels - pixels.mean()  # of each image",
+    "contrast": "pixels = (pixels - pixels.mean()) / pixels.std()  # of each image",
+    "shift": "centre each image on what differs from its border",
+}
+
+
 def recoded(tokens: TokenRows, normal: Callable[[str], str]) -> tuple[TokenRows, float]:
     """The tokens after `normal`, and the share of rows that it changed; empty words are dropped."""
     known: dict[str, int] = {}
@@ -292,6 +304,7 @@ def spurious_variation(
             f"probe; the loss is at most {variation.most:.1%} (95 %); it changes "
             f"{variation.share:.1%} of the rows",
             subject=variation.name,
+            fix=MENDS.get(variation.name),
             evidence={
                 "seen": f"{variation.accuracy:.1%} without it",
                 "expected": f"{trials.accuracy:.1%} with it",

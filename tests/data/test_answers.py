@@ -333,7 +333,8 @@ def test_shortcuts_are_judged_by_their_numbers():
     def said(auc, p, content):
         told = shortcuts.Told
         seen = shortcuts.LabelShortcuts(
-            "y", told("m", auc, p), told("c", content, 0.0), (), told("row number", 0.5, 0.5), (),
+            "y", told("m", auc, p), told("c", content, 0.0), (told("words", auc, p),),
+            told("row number", 0.5, 0.5), (),
             500, 0.6,
         )  # fmt: skip
         return [f.severity for f in shortcuts.label_shortcut(seen)]
