@@ -231,7 +231,7 @@ def sweep_curve(sweep: SizeSweep) -> Curve:
     lines = []
     for way in dict.fromkeys(size.way for size in sweep.sizes):
         whole = Size(way, sweep.full, sweep.accuracy, error, 1.0, 0.0)
-        sizes = [size for size in sweep.sizes if size.way == way][::-1] + [whole]
+        sizes = [*(size for size in reversed(sweep.sizes) if size.way == way), whole]
         lines.append(
             Line(
                 way,
