@@ -278,7 +278,9 @@ class Probe:
         take: gets the subject; yields measurements (bare or `Located`), exhibits and answers;
             raises `Skip` with the reason where it cannot.
         needs: what must be there: "fresh" (weights that no step has moved), "optimizer"
-            (optimizer and scheduler exist), "trainer" (a Trainer, not a callback alone).
+            (optimizer and scheduler exist), "trainer" (a Trainer, not a callback alone),
+            "inspection" (seconds of time: `inspect_dataset` and the runner take it, a run does
+            not).
     """
 
     name: str

@@ -37,10 +37,11 @@ def _look(lab: Lab) -> Gate:
 
 def _inspect(lab: Lab) -> list[str]:
     """Run the data checks; returns what could not be answered, with the reason."""
+    from hf_recipe.catalogue import CHECKS
     from hf_recipe.inspection import inspect_dataset
     from hf_recipe.runner.models import build
 
-    data = lab.data
+    data, wanted = lab.data, lab.chosen("data")
     inputs: dict[str, Any] = {}
     if data.kind in ("text", "image"):
         inputs[data.kind] = data.inputs[0]
@@ -49,9 +50,9 @@ def _inspect(lab: Lab) -> list[str]:
         label="label",
         processing_class=lab.feed.processing_class,
         model=build(data, lab.feed, lab.options, "simplest", 0.0) if data.classes else None,
+        ignore=[n for n, c in CHECKS.items() if c.stage == "data" and n not in wanted],
         **inputs,
     )
-    wanted = lab.chosen("data")
     for finding in seen.flat:
         if finding.check in wanted:
             lab.report.add(finding)

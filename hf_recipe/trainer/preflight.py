@@ -191,6 +191,8 @@ def guard_of(subject: Subject) -> Iterator[None]:
 
 def _missing(probe: Probe, subject: Subject) -> str | None:
     trainer = subject.trainer
+    if "inspection" in probe.needs:
+        return "takes seconds of its own: hf_recipe.inspect_dataset(dataset)"
     if "fresh" in probe.needs and not subject.fresh:
         return "these weights have been trained already" if not subject.resumed else "resumed"
     if "optimizer" in probe.needs and subject.optimizer is None:
