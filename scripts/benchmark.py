@@ -4,6 +4,7 @@
     python scripts/benchmark.py healthy        # how many healthy runs raise an alarm
     python scripts/benchmark.py initial-loss   # false alarms and power of the initial loss
     python scripts/benchmark.py distill        # memory and time of the distillation loss
+    python scripts/benchmark.py label-noise    # wrong labels found by the run itself
     python scripts/benchmark.py --help
 
 Speeds are ratios within one run, paired and interleaved: machines are shared and noisy. Every
@@ -227,7 +228,11 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "healthy": healthy,
     "overhead": overhead,
 }
-SCRIPTS = {"distill": "benchmark_distill.py", "initial-loss": "benchmark_initial_loss.py"}
+SCRIPTS = {
+    "distill": "benchmark_distill.py",
+    "initial-loss": "benchmark_initial_loss.py",
+    "label-noise": "benchmark_label_noise.py",
+}
 
 
 def met(found: dict[str, Any]) -> bool:
