@@ -34,6 +34,7 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.baselines.frozen",
     "hf_recipe.baselines.gradient_reach",
     "hf_recipe.baselines.hockey_stick",
+    "hf_recipe.baselines.human",
     "hf_recipe.baselines.initial_loss",
     "hf_recipe.baselines.initialisation",
     "hf_recipe.baselines.input_blind",
