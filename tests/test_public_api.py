@@ -19,6 +19,7 @@ NAMES = [
     "Report",
     "__version__",
     "attach",
+    "compare_with_human",
     "expected_initial_loss",
     "explain",
     "inspect_dataset",

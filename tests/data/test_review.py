@@ -1,4 +1,4 @@
-"""Reviewing suspects: a scripted reviewer mends flipped digits; the patch survives what may come."""
+"""Reviewing suspects: a scripted reviewer mends flipped digits, and the patch survives."""
 
 import io
 import json
