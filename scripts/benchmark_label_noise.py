@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
+import itertools
 import math
 import random
 import sys
@@ -36,9 +36,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hf_recipe
 from hf_recipe.data.suspect_label import rank
-from scripts.benchmark import BLOCK, median_interval, provenance
+from scripts.benchmark import BLOCK, median_interval
+from scripts.figures import OUT, Figures
 
-ROOT = Path(__file__).resolve().parents[1]
 TARGET = {"sym": 0.985, "pair": 0.93}
 LIMIT = 1.02
 EPOCHS = 40
@@ -177,38 +177,34 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4000, help="of the run that measures the cost")
     parser.add_argument("--cells", nargs="*", default=["sym:.1", "sym:.2", "pair:.1", "pair:.2"])
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "benchmark")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
     pixels, truth = load_digits(return_X_y=True)
     pixels = pixels / 16
-    found: dict[str, Any] = {}
-    print(f"{'flips':10} {'seed':>4} {'run':>7} {'5 folds':>8} {'target':>7}")
-    for cell in options.cells:
+    title = "Wrong labels found by a training run's own margins (digits, average precision)"
+    figures = Figures(f"scripts/benchmark.py label-noise --seeds {options.seeds}", title)
+    for cell, seed in itertools.product(options.cells, range(options.seeds)):
         kind, rate = cell.split(":")
-        for seed in range(options.seeds):
-            labels = flipped(truth, kind, float(rate), seed)
-            wrong = labels != truth
-            suspicion, told = margins_of_run(pixels, labels, seed)
-            run = float(average_precision_score(wrong, suspicion))
-            folds = by_folds(pixels, labels, wrong, seed)
-            met = run >= TARGET[kind] and run >= folds and told
-            found[f"{cell} {seed}"] = {"run": run, "folds": folds, "found": told, "met": met}
-            print(f"{cell:10} {seed:4} {run:7.3f} {folds:8.3f} {TARGET[kind]:7.3f} "
-                  f"{'met' if met else 'MISSED'}", flush=True)  # fmt: skip
+        labels = flipped(truth, kind, float(rate), seed)
+        wrong = labels != truth
+        suspicion, told = margins_of_run(pixels, labels, seed)
+        folds = by_folds(pixels, labels, wrong, seed)
+        figures.record(
+            f"{kind} flips of {float(rate):.0%}, seed {seed}",
+            float(average_precision_score(wrong, suspicion)),
+            least=max(TARGET[kind], round(folds, 4)),
+            note=f"5 folds of the same network {folds:.3f}",
+        )
+        figures.record(f"{kind} flips of {float(rate):.0%}, seed {seed}: found", told, least=1)
     for seed in range(options.seeds):
-        told = margins_of_run(pixels, truth, seed)[1]
-        found[f"clean {seed}"] = {"alarm": told, "met": not told}
-        print(f"{'clean':10} {seed:4} {'ALARM' if told else 'silent'}", flush=True)
+        alarm = margins_of_run(pixels, truth, seed)[1]
+        figures.record(f"clean labels, seed {seed}: alarms", alarm, most=0)
     ratio = cost(options.steps, 0)
-    found["cost"] = {"ratio": ratio, "met": ratio[0] <= LIMIT}
-    print(f"cost of the margins: {ratio[0]:.4f} [{ratio[1]:.4f}, {ratio[2]:.4f}] (<= {LIMIT})")
-    options.out.mkdir(parents=True, exist_ok=True)
-    target = options.out / "label-noise.json"
-    target.write_text(json.dumps({"figures": found, **provenance(0)}, indent=1))
-    missed = [name for name, entry in found.items() if not entry["met"]]
-    print("targets:", "met" if not missed else f"MISSED ({', '.join(missed)})")
-    return 1 if missed else 0
+    figures.record(
+        "cost of the margins, ratio of the step", ratio[0], most=LIMIT, interval=ratio[1:]
+    )
+    return figures.finish(options.out)
 
 
 if __name__ == "__main__":
