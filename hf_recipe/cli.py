@@ -23,6 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from hf_recipe.runner.main import main as run
 
         return run(given[1:])
+    if given[:1] == ["sweep"]:
+        from hf_recipe.runner.sweep import main as sweep
+
+        return sweep(given[1:])
     options = _parser().parse_args(given)
     try:
         return int(options.command(options))
@@ -45,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     add("run", _never, "the whole recipe, as scripts/recipe.py (hf-recipe run --help)")
+    add("sweep", _never, "a search: init, run, point (hf-recipe sweep --help)")
     demo = add("demo", _demo, "three planted bugs on a tiny model, offline, found in seconds")
     demo.add_argument("--output_dir", default="recipe_demo")
     look = add("inspect", _inspect, "the data report on a file or a folder of images")

@@ -24,7 +24,17 @@ ORDER = [
     {"cli", "testing"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-LATE = {"wandb", "trackio", "optuna", "matplotlib", "cleanlab", "peft", "polars", "rensa"}
+LATE = {
+    "wandb",
+    "wandb_workspaces",
+    "trackio",
+    "optuna",
+    "matplotlib",
+    "cleanlab",
+    "peft",
+    "polars",
+    "rensa",
+}
 MODULES = sorted(ROOT.rglob("*.py"))
 
 

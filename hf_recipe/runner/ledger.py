@@ -129,10 +129,12 @@ def tracked(
 
     mode: Any = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
     folder.mkdir(parents=True, exist_ok=True)
+    # A sweep's agent has given the run its project and name; saying others is a warning.
+    named: Any = (
+        {} if "WANDB_SWEEP_ID" in os.environ else dict(project=project, group=group, name=name)
+    )
     run = wandb.init(
-        project=project,
-        group=group,
-        name=name,
+        **named,
         dir=str(folder),
         mode=mode,
         config=dict(config),

@@ -33,6 +33,7 @@ from hf_recipe.runner.journey import Journey
 from hf_recipe.runner.models import given_config
 from hf_recipe.runner.options import Options, UsageError, parse
 from hf_recipe.runner.show import Show
+from hf_recipe.runner.trial import TrialLab, run_trial, trial_folder
 
 CLEAN, FOUND, USAGE, CRASHED = 0, 1, 2, 3
 NEEDED_BYTES = 200_000_000
@@ -55,16 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse(sys.argv[1:] if arguments is None else list(arguments))
         _quieten()
+        if options.recipe.trial:
+            options.training.output_dir = str(trial_folder(options))
         folder = _folder(options)
         data = load(options)
         set_threads(tiny=data.kind != "text" and given_config(options) is None)
-        lab = Lab(options, data, folder, Show(leads=rank() == 0))
+        make = TrialLab if options.recipe.trial else Lab
+        lab = make(options, data, folder, Show(leads=rank() == 0))
     except UsageError as error:
         if rank() == 0:
             sys.stderr.write(f"recipe: {error}\n")
         return USAGE
     try:
-        return from_rank_0(_travel(lab))
+        return run_trial(lab) if isinstance(lab, TrialLab) else from_rank_0(_travel(lab))
     finally:
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
@@ -191,3 +195,7 @@ def _close(lab: Lab, journey: Journey) -> None:
     lab.show.table("What was tried", columns, journey.rows)
     lab.show.closing(lab.report, str(lab.folder / "report.html"))
     lab.show.say(f"experiments: {lab.folder / 'experiments.csv'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

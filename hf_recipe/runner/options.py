@@ -60,9 +60,14 @@ class ModelOptions:
     config_name: str | None = field(
         default=None, metadata={"help": "A config to draw a fresh model from: hub name or folder."}
     )
+    architecture: str | None = field(
+        default=None,
+        metadata={"help": "Where a fresh model begins on its ladder, e.g. vit-64x2, bert-mini."},
+    )
     tokenizer_name: str | None = field(
         default=None, metadata={"help": "A tokenizer, if it is not the model's own."}
     )
+    dropout: float = field(default=0.0, metadata={"help": "Every dropout that the config knows."})
 
 
 @dataclass
@@ -116,6 +121,10 @@ class RecipeOptions:
     trials: int = field(default=4, metadata={"help": "Trials of the quasi-random search."})
     restart: bool = field(
         default=False, metadata={"help": "Forget what the output folder already holds."}
+    )
+    trial: bool = field(
+        default=False,
+        metadata={"help": "Train once with these flags, as a sweep does; no stages."},
     )
     select: str | None = field(
         default=None, metadata={"help": "Checks or stages to run, comma separated."}
@@ -234,6 +243,8 @@ def _validate(options: Options) -> None:
             raise UsageError(
                 f"--target_metric must look like accuracy=0.98; got {recipe.target_metric!r}"
             )
+    if not 0 <= options.model.dropout < 1:
+        raise UsageError(f"--dropout must lie in [0, 1); got {options.model.dropout}")
     if data.dataset_name and data.train_file:
         raise UsageError("--dataset_name and --train_file exclude each other")
     for name in ("validation_file", "test_file"):

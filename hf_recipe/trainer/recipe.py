@@ -32,6 +32,7 @@ from hf_recipe.trainer.closing import Closing
 from hf_recipe.trainer.listening import ModelHook
 from hf_recipe.trainer.seams import EvaluationRecorder, Seams
 from hf_recipe.trainer.units import Units
+from hf_recipe.trainer.variance import TrialVariance, measured_variance
 from hf_recipe.trainer.watch import Watch
 
 STATE_KEY = "hf_recipe"
@@ -96,9 +97,6 @@ class Recipe:
     def preflight(self) -> list[Finding]:
         """Run the probes now, before ``train()``; nothing of it is left in the run.
 
-        Returns:
-            The findings so far.
-
         Raises:
             RecipeError: on findings of severity error, where ``on_error`` is "stop" or "raise".
         """
@@ -128,6 +126,10 @@ class Recipe:
         self.closing.write()
         found = self.examiner.latest.get(OneBatch.kind())
         return found if isinstance(found, OneBatch) else None
+
+    def trial_variance(self, n: int = 5) -> TrialVariance:
+        """Train this configuration n times, put all back, report the spread over seeds."""
+        return measured_variance(self, n)
 
     def pause(self) -> None:
         """Stop looking on until `resume`; costs nothing while paused."""
@@ -197,6 +199,7 @@ class Recipe:
         self._examine(subject)
         self._measure_units(subject)
         self.closer_look.begin(model, self.plan, self.closing.margins)
+        self.closer_look.compare_noise(subject, seen.get("train_dataloader"))
         if subject.resumed:
             self.closer_look.resumed(subject, saved)
         self.closing.after_preflight()
@@ -264,6 +267,7 @@ class Recipe:
         self._flush()
         evaluation = self.evaluation.read(state.global_step, metrics, self.units.evaluation())
         self._fold(Window(evaluation=evaluation, plan=self.plan))
+        self.closer_look.evaluated(self.evaluation.answers, evaluation)
         self.closing.evaluated(evaluation)
         self._act(control)
 

@@ -17,6 +17,8 @@ learn on text that it generates itself, use TRL, whose class has the same name:
 
     from trl import DistillationConfig, DistillationTrainer   # on-policy, causal language models
 
+A teacher that takes long is asked once, and its answers are kept: `tune.teacher_cache`.
+
 Evaluation reports the hard loss, comparable with that of a plain Trainer.
 """
 
@@ -35,6 +37,7 @@ from hf_recipe.tune import distillation_heads as heads
 from hf_recipe.tune.distillation_arguments import DistillationTrainingArguments
 from hf_recipe.tune.distillation_chunks import can_chunk, chunked_terms
 from hf_recipe.tune.distillation_transfer import attention_transfer, relation_transfer
+from hf_recipe.tune.teacher_cache import CachedTeacher
 
 __all__ = ["DistillationTrainer", "DistillationTrainingArguments", "Terms"]
 
@@ -105,6 +108,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         own = {id(parameter) for parameter in self.model.parameters()}
         if any(id(parameter) in own for parameter in teacher.parameters()):
             raise ValueError("the teacher shares parameters with the student; copy.deepcopy it")
+        if isinstance(teacher, CachedTeacher):
+            teacher.check(self.args.distill_temperature, self.args.divergence)
         teacher.requires_grad_(False).eval()
         if getattr(teacher, "hf_device_map", None) is None:
             teacher.to(self.args.device)

@@ -122,7 +122,7 @@ def _trial(number: int, trial: Mapping[str, Any], sign: float) -> Trial | None:
     curve = tuple(sign * float(v) if v is not None else math.nan for v in trial.get("curve") or ())
     seed = trial.get("seed")
     return Trial(
-        params=dict(_flat(trial["params"], "")),
+        params=dict(flat(trial["params"])),
         score=sign * float(value) if good and value is not None else math.nan,
         failed=not good,
         seed=None if seed is None else int(seed),
@@ -134,11 +134,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating))
 
 
-def _flat(params: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
+def flat(params: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted name, value) of everything in nested params."""
     found: list[tuple[str, Any]] = []
     for key, value in params.items():
         if isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{key}.")
+            found += flat(value, f"{prefix}{key}.")
         else:
             found.append((f"{prefix}{key}", value))
     return found

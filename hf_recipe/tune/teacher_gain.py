@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
@@ -23,6 +24,7 @@ from hf_recipe.tune import distillation_heads as heads
 from hf_recipe.tune.teachers import teachers_of
 
 ROWS = 128
+CLASSES = 100  # a table of more tells nothing
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Fidelity(Measurement):
         teacher_calibration, student_calibration: expected calibration error, 15 bins.
         parameters_ratio, speed_ratio: teacher's over student's parameters and seconds.
         rows: rows asked.
+        class_losses: {class: (teacher's mean loss in nats, student's, labelled items)}, of heads
+            with `CLASSES` classes or fewer.
     """
 
     agreement: float | None
@@ -72,6 +76,7 @@ class Fidelity(Measurement):
     speed_ratio: float
     labelled: int
     rows: int
+    class_losses: dict[str, tuple[float, float, int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -82,6 +87,8 @@ class _Answers:
     hits: list[Tensor]
     confidences: list[Tensor]
     tops: list[Tensor]
+    losses: list[Tensor] = field(default_factory=list)
+    classes: list[Tensor] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -118,6 +125,9 @@ def _answer(
     into.tops.append(top[seen])
     into.hits.append(right[labelled].float())
     into.confidences.append(confidence[labelled])
+    if z.shape[-1] <= CLASSES:
+        into.classes.append(labels[labelled])
+        into.losses.append(F.cross_entropy(z[labelled], labels[labelled], reduction="none"))
     counts = labelled.reshape(len(labels), -1).sum(-1)
     wrong = counts - right.reshape(len(labels), -1).sum(-1)
     into.errors.append(wrong / counts)  # NaN for rows without a label
@@ -253,8 +263,37 @@ def fidelity(trainer: Any, split: str = "validation", rows: int = 2048) -> tuple
         speed_ratio=teacher.seconds / student.seconds if student.seconds else float("nan"),
         labelled=labelled,
         rows=asked,
+        class_losses=_class_losses(trainer.student, teacher, student),
     )
     return found, fidelity_table(found)
+
+
+def _class_losses(
+    model: nn.Module, teacher: _Answers, student: _Answers
+) -> dict[str, tuple[float, float, int]]:
+    """Mean loss of both on each class, by its name where the config has one."""
+    if not student.classes:
+        return {}
+    classes = torch.cat(student.classes)
+    names = getattr(getattr(model, "config", None), "id2label", None) or {}
+    found = {}
+    for index in sorted(set(classes.tolist())):
+        mine = classes == index
+        means = [float(torch.cat(a.losses)[mine].double().mean()) for a in (teacher, student)]
+        found[str(names.get(index, index))] = (means[0], means[1], int(mine.sum()))
+    return found
+
+
+def class_table(found: Fidelity) -> Table:
+    """The classes, where the student lost most first."""
+    lost = sorted(found.class_losses.items(), key=lambda item: item[1][0] - item[1][1])
+    rows = tuple((name, n, theirs, ours, ours - theirs) for name, (theirs, ours, n) in lost)
+    return Table(
+        title="Loss per class, teacher and student",
+        stage="tune",
+        columns=("class", "items", "teacher, nats", "student, nats", "lost, nats"),
+        rows=rows,
+    )
 
 
 def fidelity_table(found: Fidelity) -> Table:

@@ -18,6 +18,7 @@ from hf_recipe.tune.teacher_gain import (
     Fidelity,
     TeacherGain,
     calibration_error,
+    class_table,
     fidelity,
     judge_fidelity,
     judge_gain,
@@ -304,6 +305,13 @@ def test_a_teacher_worth_its_name_is_told_from_one_that_is_not(tmp_path):
     assert 0 <= found.student_calibration < 0.5
     assert Fidelity.from_values(found.values()) == found
     assert len(table.rows) == 7
+    assert set(found.class_losses) == {"LABEL_0", "LABEL_1", "LABEL_2"}
+    assert sum(count for *_, count in found.class_losses.values()) == found.labelled
+    shown = class_table(found).rows
+    assert [row[4] for row in shown] == sorted((row[4] for row in shown), reverse=True)
+    for name, count, theirs, ours, lost in shown:
+        assert (theirs, ours, count) == found.class_losses[name]
+        assert lost == pytest.approx(ours - theirs)
 
 
 # ---------------------------------------------------------------- ensembles
