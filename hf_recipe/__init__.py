@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from hf_recipe.trainer.callback import InitialLossCallback as InitialLossCallback
     from hf_recipe.trainer.callback import LRDecayCallback as LRDecayCallback
     from hf_recipe.trainer.callback import RecipeCallback as RecipeCallback
+    from hf_recipe.trainer.human import compare_with_human as compare_with_human
     from hf_recipe.tune.distillation import DistillationTrainer as DistillationTrainer
     from hf_recipe.tune.distillation_arguments import (
         DistillationTrainingArguments as DistillationTrainingArguments,
@@ -63,6 +64,7 @@ _HOMES = {
     "RecipeError": "hf_recipe.trainer.border",
     "Report": "hf_recipe.core.report",
     "attach": "hf_recipe.trainer.attach",
+    "compare_with_human": "hf_recipe.trainer.human",
     "explain": "hf_recipe.explanation",
     "expected_initial_loss": "hf_recipe.baselines.initial_loss",
     "group_split": "hf_recipe.data.resplit",

@@ -58,6 +58,23 @@ def _parser() -> argparse.ArgumentParser:
         look.add_argument(f"--{name}", help=f"the {name}'s column")
     look.add_argument("--output_dir", default="recipe_data")
     look.add_argument("--fail_on", choices=SEVERITIES, default="error")
+    for name, command, text in (
+        ("review", _review, "look at suspect labels one by one; writes a patch file"),
+        ("human", _human, "label rows yourself, blind: the human baseline"),
+    ):
+        asked = add(name, command, text)
+        asked.add_argument("path", help="csv, tsv, json, jsonl, parquet or a folder of images")
+        for column in ("label", "text", "image"):
+            asked.add_argument(f"--{column}", help=f"the {column}'s column")
+        asked.add_argument("--split", help="default: the first")
+        asked.add_argument("--count", type=_positive, default=100, help="rows at most")
+        asked.add_argument("--web", action="store_true", help="a page on this machine")
+        if name == "review":
+            asked.add_argument("--out", default="labels.patch.jsonl")
+        else:
+            asked.add_argument("--output_dir", default="recipe_human")
+            asked.add_argument("--annotator", type=_name, default="me", help="names the file")
+            asked.add_argument("--seed", type=int, default=0)
     check = add("check", _check, "a training script as it is, up to its first step")
     check.add_argument("--fail_on", choices=SEVERITIES, default="error")
     check.add_argument("script", help="a Python file that calls Trainer.train()")
@@ -228,6 +245,37 @@ def _check(options: Any) -> int:
     except ScriptFailed as error:
         raise UsageError(str(error)) from None
     return exit_code(report, options.fail_on)
+
+
+def _review(options: Any) -> int:
+    from hf_recipe.runner.asking import review
+
+    return _asked(review, options)
+
+
+def _human(options: Any) -> int:
+    from hf_recipe.runner.asking import human
+
+    return _asked(human, options)
+
+
+def _asked(command: Callable[[Any], int], options: Any) -> int:
+    try:
+        return command(options)
+    except (ValueError, TypeError, OSError) as error:
+        raise UsageError(str(error).splitlines()[0]) from None
+
+
+def _positive(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"a number of 1 or more; got {text}")
+    return int(text)
+
+
+def _name(text: str) -> str:
+    if not text.replace("-", "").replace("_", "").isalnum():
+        raise argparse.ArgumentTypeError(f"letters, digits, - and _; got {text}")
+    return text
 
 
 def _demo(options: Any) -> int:

@@ -28,6 +28,7 @@ NAMES = [
     "Report",
     "__version__",
     "attach",
+    "compare_with_human",
     "expected_initial_loss",
     "explain",
     "group_split",

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 CHUNK = 65_536
+HABIT = 3.0  # Poisson deviations beyond an even spread from which a confusion is a habit
 FEWEST = 20  # rows of a class whose median is known well enough to centre by
 
 Floats = npt.NDArray[np.float64]
@@ -107,6 +108,32 @@ def margin_scores(margins: Any, labels: Any = None) -> Floats:
             raise ValueError(f"expected labels ({len(scores)},); got {y.shape}")
         scores = _within_class(scores, y)
     return scores
+
+
+def by_confusion(scores: Any, labels: Any, others: Any, wrong: Any) -> Floats:
+    """Scores that also know which classes are taken for which.
+
+    Labels go wrong by habit: where many rows of one class are contradicted by the same other
+    class, the next such row is the likelier to be wrong. Where significantly more of the
+    contradicted rows with this label name this other class than an even spread would, the log of
+    that ratio is added; noise without a habit stays as it was ranked.
+
+    Args:
+        scores: (rows,) in nats, high is suspect.
+        labels, others: (rows,) class numbers: the label, and the best other class.
+        wrong: (rows,) whether the other class is ahead.
+    """
+    names, places = np.unique(np.concatenate([labels, others]), return_inverse=True)
+    mine, rivals = places[: len(labels)], places[len(labels) :]
+    if len(names) < 3:
+        return np.asarray(scores, dtype=np.float64)
+    pairs, where = np.unique(mine * len(names) + rivals, return_inverse=True)
+    counted = np.bincount(where, weights=np.asarray(wrong, dtype=np.float64), minlength=len(pairs))
+    of_label = np.bincount(mine, weights=np.asarray(wrong, dtype=np.float64), minlength=len(names))
+    even = of_label[pairs // len(names)] / (len(names) - 1)
+    habit: Floats = np.log((counted + 1) / (even + 1))
+    habit[counted - even <= HABIT * np.sqrt(even + 1)] = 0.0
+    return np.asarray(scores, dtype=np.float64) + habit[where]
 
 
 def _mean(values: Floats, seen: npt.NDArray[np.bool_]) -> Floats:

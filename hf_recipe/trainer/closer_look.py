@@ -29,12 +29,15 @@ from hf_recipe.complexify.ranks import (
     weights_of,
 )
 from hf_recipe.complexify.resuming import CHECKPOINT, MEASURE_RESUMED, SAVED
+from hf_recipe.data.suspect_label import LabelSuspects, weigh
 from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.answers import Answers
+from hf_recipe.instruments.batches import has_rows
 from hf_recipe.instruments.distributed import from_all_ranks, from_rank_0, world_size
 from hf_recipe.instruments.layers import LayerSamples, LayerWatch, looks_at
+from hf_recipe.instruments.margins import MarginWatch
 from hf_recipe.instruments.record import Recorder
-from hf_recipe.instruments.subject import Subject
+from hf_recipe.instruments.subject import Plan, Subject
 from hf_recipe.instruments.window import Evaluation
 from hf_recipe.regularize.metric_agreement import RecountedMetric, recounted, shift_of
 from hf_recipe.trainer import preflight
@@ -59,6 +62,7 @@ class CloserLook:
         self._modes: ModeWatch | None = None
         self._layers: LayerWatch | None = None
         self._units: ActivationWatch | None = None
+        self.margins: MarginWatch | None = None  # of each training row's label
         self._model: nn.Module | None = None
         self._searched = False
         self._prints: list[str] | None = None
@@ -66,14 +70,20 @@ class CloserLook:
         self._norm_hook: Any = None  # on all ranks from that step to the next flush
         self._step = self._nth = 0  # the run's step, and the steps since it began or resumed
 
-    def begin(self, model: nn.Module, planned: int = 0) -> None:
+    def begin(
+        self, model: nn.Module, plan: Plan | None = None, margins: Mapping[str, Any] | None = None
+    ) -> None:
         """A run begins: remember a few elements of every parameter, and forget the last run."""
         self.end()
-        self._model, self.planned, self._searched = model, planned, False
+        self._model, self._searched = model, False
+        self.planned = plan.total_steps if plan is not None else 0
         self._nth = 0
         self._parameters = self._layers = self._units = self._modes = None
         if self.trainer is not None and self.examiner.judging((TrainingModes,)):
             self._modes = ModeWatch()
+        self.margins = self._watch_margins(model, plan)
+        if self.margins is not None:
+            self.margins.restore(margins or {})
         if world_size() == 1:
             self.examiner.skip((RankStatistics,), "there is one process")
         self._prints = [] if world_size() > 1 and not self._model_parallel() else None
@@ -98,6 +108,42 @@ class CloserLook:
         if self._norm_hook is not None:
             self._norm_hook.remove()
             self._norm_hook = self._norms = None
+        if self.margins is not None:
+            self.margins.disarm()
+
+    def _watch_margins(self, model: nn.Module, plan: Plan | None) -> MarginWatch | None:
+        if not self.examiner.judging((LabelSuspects,)):
+            return None
+        data: Any = getattr(self.trainer, "train_dataset", None)
+        if self._compiled() or not has_rows(data):
+            reason = "the model is compiled" if self._compiled() else "rows have no numbers here"
+            self.examiner.skip((LabelSuspects,), reason)
+            return None
+        half = max(plan.total_steps // 2, plan.steps_per_epoch) if plan is not None else 0
+        watch = MarginWatch(len(data), half)
+        watch.arm(model)
+        return watch
+
+    def finish(self, step: int) -> None:
+        """The run is over: say what its first half told of the labels."""
+        watch = self.margins
+        if watch is None:
+            return
+        watch.flush()
+        if watch.reason or not watch.counts.any():
+            reason = watch.reason or "no margin of any row was seen"
+            self.examiner.skip((LabelSuspects,), reason)
+            return
+        names = self.trainer.label_names or ["labels"]
+        seen = weigh(
+            watch.scores(),
+            watch.labels.astype("int64"),
+            watch.others.astype("int64"),
+            watch.row_numbers(),
+            column=names[0],
+            witness="training run",
+        )
+        self.examiner.judge(seen, "run", split="train", step=step)
 
     def resumed(self, subject: Subject, saved: Mapping[str, Any]) -> None:
         """The run was resumed; `saved` is what `resuming.state_of` kept."""
@@ -181,6 +227,10 @@ class CloserLook:
             units = from_rank_0(self._units.measure())
             if units.layers:
                 self.examiner.judge(units, "run", step=step)
+        if self.margins is not None:
+            self.margins.step_ends(step)
+            if flushed:
+                self.margins.flush()
         if flushed and world_size() > 1:
             self._compare_ranks(step)
 

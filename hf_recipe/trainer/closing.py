@@ -45,6 +45,7 @@ class Closing:
         self.evaluations: dict[str, Series] = {}
         self.state: dict[str, Any] = {}
         self.saved_state: dict[str, Any] = {}  # rate and step, to compare with after a resume
+        self.margins: dict[str, Any] = {}  # of each row's label, as of the last checkpoint
         self._summarised = 0
         self._untold = False
         self._outlook: Outlook | None = None
@@ -152,18 +153,24 @@ class Closing:
         self.state.clear()
         self.state["saved"] = self.saved_state
         self.state["monitors"] = self.recipe.watch.states
+        if self.margins:
+            self.state["margins"] = self.margins
         # Checkpoints are pushed to hubs and trackers: rows of the data stay out of them.
         report = self.recipe.report
         kept = report.flat if self.recipe.settings.log_samples else report.without_rows()
         self.state["findings"] = [plain(finding) for finding in kept]
         return self.state
 
-    def refresh_state(self) -> None:
-        """Bring the dict in TrainerState up to date, before a checkpoint is written."""
+    def refresh_state(self, *, saving: bool) -> None:
+        """Bring the dict in TrainerState up to date; margins only where a checkpoint is next."""
+        watch = self.recipe.closer_look.margins
+        if saving and watch is not None:
+            self.margins = watch.state()
         self.live_state()
 
     def restore(self, kept: Mapping[str, Any]) -> None:
-        """Findings of the run that is resumed."""
+        """Findings, and the labels' margins, of the run that is resumed."""
+        self.margins = dict(kept.get("margins", {}))
         for item in kept.get("findings", ()):
             finding = typed(Finding, item)
             if finding.identity not in {f.identity for f in self.recipe.report.flat}:

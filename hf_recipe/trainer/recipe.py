@@ -198,7 +198,7 @@ class Recipe:
         self.plan = preflight.with_update(subject)
         self._examine(subject)
         self._measure_units(subject)
-        self.closer_look.begin(model, self.plan.total_steps if self.plan else 0)
+        self.closer_look.begin(model, self.plan, self.closing.margins)
         self.closer_look.compare_noise(subject, seen.get("train_dataloader"))
         if subject.resumed:
             self.closer_look.resumed(subject, saved)
@@ -257,7 +257,7 @@ class Recipe:
             self._flush()
             if optimizer is not None:
                 self.closing.saved_state = state_of(optimizer, state.global_step)
-            self.closing.refresh_state()
+            self.closing.refresh_state(saving=control.should_save)
             self.closing.tell(state.global_step)
             self._act(control)
 
@@ -286,6 +286,7 @@ class Recipe:
         """The run is over, the best model loaded."""
         self._flush(ended=True)
         self._training = False
+        self.closer_look.finish(state.global_step)
         self.closer_look.end()
         if self._seams is not None:
             self._seams.unwatch_rows()
@@ -364,6 +365,7 @@ class Recipe:
             self.closing.restore(kept)
         elif state.global_step == 0:
             self.watch.begin({})
+            self.closing.margins = {}
         saved = dict(kept.get("saved", {})) if isinstance(kept, dict) else {}
         state.stateful_callbacks[STATE_KEY] = self.closing.live_state()
         return saved

@@ -191,18 +191,26 @@ class Seams:
 
         def training_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             if not recorder.active:
-                return inner(model, inputs, *args, **kwargs)
+                loss = inner(model, inputs, *args, **kwargs)
+                if self.rows is not None:
+                    self.rows.take()
+                return loss
             if self.before_first:
                 self.before_first = False
                 self.first_step(inputs)
             if not recorder.micro_batches:
                 self.before_backward(inputs)
+            margins = self.closer_look.margins
+            if margins is not None:
+                margins.starts()
             with self.closer_look.watching(model):
                 loss = inner(model, inputs, *args, **kwargs)
             if isinstance(loss, torch.Tensor) and not recorder.add(loss):
                 self.closer_look.not_finite(inputs)
-            if self.rows is not None:
-                recorder.rows.extend(self.rows.take())
+            rows = self.rows.take() if self.rows is not None else ()
+            recorder.rows.extend(rows)
+            if margins is not None:
+                margins.add(_labels(inputs, self.trainer.label_names), rows)
             return loss
 
         return training_step

@@ -196,7 +196,12 @@ def test_our_state_survives_a_checkpoint(tmp_path):
     recipe = hf_recipe.attach(trainer)
     trainer.train()
     state = json.loads((tmp_path / "checkpoint-10" / "trainer_state.json").read_text())
-    assert set(state["stateful_callbacks"]["hf_recipe"]) == {"monitors", "findings", "saved"}
+    assert set(state["stateful_callbacks"]["hf_recipe"]) == {
+        "monitors",
+        "findings",
+        "saved",
+        "margins",
+    }
     for restore in (False, True):
         again = classifier(
             tmp_path,

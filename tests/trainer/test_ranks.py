@@ -76,3 +76,22 @@ def test_two_processes_healthy_drifting_and_on_the_same_rows(tmp_path):
     for rank in (0, 1):
         lines = (tmp_path / f"rank{rank}.txt").read_text().splitlines()
         assert lines == ["world 2", *runs]
+
+
+@pytest.mark.slow
+def test_every_process_knows_the_margins_of_every_row(tmp_path):
+    script = Path(__file__).with_name("margins_of_ranks.py")
+    port = str(random.Random(str(tmp_path) + "margins").randint(20_000, 50_000))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, "--master_port", port, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, other = ((tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1))
+    assert one == other
+    assert one.startswith("seen 101 same 101 ")
+    assert one.endswith("reason '' crashed {}")

@@ -1,0 +1,182 @@
+"""The margin of every training row's label, as the run's own forward passes show it.
+
+A margin is taken before the step that learns from the row, so that in the first pass it is out of
+sample. One forward hook keeps references to the logits; they are turned into margins at a flush,
+all steps together, so that a step pays for little more than the hook.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from hf_recipe.instruments.distributed import from_all_ranks
+from hf_recipe.instruments.row_losses import logits_of
+
+MOST_ROWS = 500_000  # of a data set that are followed; beyond, every second, third, ...
+MOST_KEPT = 1 << 20  # logits that may wait for a flush
+STRANGE = 0.05  # share of the rows whose label changes, from which row numbers are not believed
+
+
+class MarginWatch:
+    """Mean margins by row of the data set over the first half of a run.
+
+    Args:
+        rows: length of the training set.
+        last_step: the step after which nothing is taken any more.
+
+    Attributes:
+        reason: why there are none, once that is known.
+    """
+
+    def __init__(self, rows: int, last_step: int) -> None:
+        self.stride = -(-rows // MOST_ROWS) or 1
+        size = -(-rows // self.stride)
+        self.last_step = last_step
+        self.reason = ""
+        self.sums = np.zeros(size, dtype=np.float32)
+        self.counts = np.zeros(size, dtype=np.int32)
+        self.labels = np.full(size, -1, dtype=np.int32)
+        self.others = np.zeros(size, dtype=np.int32)
+        self._strange = self._seen = self._kept = 0
+        self._logits: list[torch.Tensor] = []
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]] = []
+        self._done: list[tuple[Any, Any, Any, Any]] = []
+        self._hook: Any = None
+
+    def arm(self, model: nn.Module) -> None:
+        """Hook the model's forward pass; again is the same as once."""
+        self.disarm()
+        self._hook = model.register_forward_hook(self._hear)
+
+    def disarm(self) -> None:
+        """Take the hook off."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = None
+        self._logits.clear()
+
+    def _hear(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        if module.training and torch.is_grad_enabled():
+            logits = logits_of(outputs)
+            if logits is not None and len(self._logits) < 2:
+                self._logits.append(logits.detach())
+
+    # ---------------------------------------------------------------- a run, in its order
+
+    def starts(self) -> None:
+        """A micro-batch is about to run: what was heard outside of one is not the run's."""
+        self._logits.clear()
+
+    def add(self, labels: Any, rows: tuple[int, ...]) -> None:
+        """One micro-batch has run: `labels` of its `rows`, in order."""
+        logits, self._logits = self._logits, []
+        if self._hook is None or self.reason:
+            return
+        reason = _unsuited(logits, labels, rows)
+        if reason:
+            if len(rows) == 0 or not self._seen:  # a batch cut short is skipped, no more
+                self.reason = reason
+                self.disarm()
+            return
+        self._seen += len(rows)
+        self._waiting.append((logits[0], labels, rows))
+        self._kept += logits[0].numel()
+        if self._kept > MOST_KEPT:
+            self._compute()
+
+    def step_ends(self, step: int) -> None:
+        """The first half is over: listen no more."""
+        if step >= self.last_step and self._hook is not None:
+            self.disarm()
+
+    def flush(self) -> None:
+        """Take in what waits, of all ranks. A collective: all ranks call it."""
+        self._compute()
+        done, self._done = self._done, []
+        for part in from_all_ranks(done):
+            for rows, margins, labels, others in part:
+                self._take(rows, margins, labels, others)
+
+    def scores(self) -> npt.NDArray[np.float64]:
+        """(followed rows,) mean margins; NaN where a row was not seen."""
+        counts = np.maximum(self.counts, 1)
+        return np.where(self.counts > 0, self.sums / counts, np.nan).astype(np.float64)
+
+    def row_numbers(self) -> npt.NDArray[np.int64]:
+        """(followed rows,) their numbers in the data set."""
+        return np.arange(len(self.sums), dtype=np.int64) * self.stride
+
+    # ---------------------------------------------------------------- resume
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs, as JSON: no label, no input."""
+        return {
+            "stride": self.stride,
+            "rows": len(self.sums),
+            "sums": base64.b64encode(self.sums.astype(np.float16).tobytes()).decode(),
+            "counts": base64.b64encode(self.counts.astype(np.uint16).tobytes()).decode(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`; one of another data set is ignored."""
+        if not state or state["rows"] != len(self.sums) or state["stride"] != self.stride:
+            return
+        sums = np.frombuffer(base64.b64decode(state["sums"]), dtype=np.float16)
+        counts = np.frombuffer(base64.b64decode(state["counts"]), dtype=np.uint16)
+        self.sums, self.counts = sums.astype(np.float32), counts.astype(np.int32)
+
+    # ---------------------------------------------------------------- inside
+
+    @torch.no_grad()
+    def _compute(self) -> None:
+        waiting, self._waiting, self._kept = self._waiting, [], 0
+        if not waiting:
+            return
+        width = waiting[0][0].shape[1]
+        waiting = [item for item in waiting if item[0].shape[1] == width]
+        logits = torch.cat([z for z, _, _ in waiting]).float()
+        labels = torch.cat([y.reshape(-1).to(logits.device) for _, y, _ in waiting]).long()
+        inside = (labels >= 0) & (labels < width)
+        places = torch.where(inside, labels, 0)[:, None]
+        own = logits.gather(1, places)[:, 0]
+        best = logits.scatter(1, places, -torch.inf).max(dim=1)
+        found = torch.stack([own - best.values, best.indices.float(), labels.float()]).cpu().numpy()
+        rows = np.concatenate([np.asarray(r, dtype=np.int64) for _, _, r in waiting])
+        good = inside.cpu().numpy() & np.isfinite(found[0]) & (rows % self.stride == 0)
+        self._done.append((rows[good], found[0][good], found[2][good], found[1][good]))
+
+    def _take(self, rows: Any, margins: Any, labels: Any, others: Any) -> None:
+        places = rows // self.stride
+        inside = places < len(self.sums)
+        known = self.labels[places[inside]]
+        same = (known < 0) | (known == labels[inside])
+        self._strange += int((~same).sum())
+        if self._strange > STRANGE * max(self._seen, 20):
+            self.reason = "labels of the same rows change, so their row numbers are not known"
+            self.disarm()
+        kept = np.flatnonzero(inside)[same]
+        where = places[kept]
+        np.add.at(self.sums, where, margins[kept].astype(np.float32))
+        np.add.at(self.counts, where, 1)
+        self.labels[where] = labels[kept].astype(np.int32)
+        self.others[where] = others[kept].astype(np.int32)
+
+
+def _unsuited(logits: list[torch.Tensor], labels: Any, rows: tuple[int, ...]) -> str:
+    """Why a micro-batch has no margins by row, or ""."""
+    if not isinstance(labels, torch.Tensor) or labels.is_floating_point():
+        return "the labels are no class numbers"
+    if len(logits) != 1:
+        return f"a step runs the model {len(logits)} times, or its logits are not seen"
+    if logits[0].ndim != 2 or logits[0].shape[1] < 2 or labels.numel() != logits[0].shape[0]:
+        return "there is not one label for each row, of two classes or more"
+    if len(rows) != labels.numel():
+        return "which rows a batch holds is not known"
+    return ""

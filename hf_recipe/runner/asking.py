@@ -1,0 +1,114 @@
+"""`hf-recipe review` and `human`: a person looks at rows, in the terminal or on a local page."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from hf_recipe.baselines.human import HumanBaseline, human_baseline, human_interview, read_answers
+from hf_recipe.core.check import Skip
+from hf_recipe.core.report import write_atomically
+from hf_recipe.data.review import review_of, suspects_of
+from hf_recipe.data.source import Roles
+from hf_recipe.inspection import choose_roles, load_splits, read_split, require_column
+from hf_recipe.instruments.batches import Rows
+from hf_recipe.instruments.interview import Interview, ask_in_terminal
+from hf_recipe.instruments.local_page import LocalPage
+
+
+def opened(options: Any) -> tuple[Any, Any, Roles]:
+    """The split that was asked for, as a data set and as a source, with its columns' roles.
+
+    Raises:
+        ValueError: no such file, split or column.
+    """
+    splits = load_splits(options.path)
+    name = options.split or next(iter(splits))
+    if name not in splits:
+        raise ValueError(f"no split {name!r}; there are {', '.join(splits)}")
+    data = splits[name]
+    source = read_split(name, data)
+    named = [n for n in (options.text, options.image) if n]
+    for column in (*named, *([options.label] if options.label else [])):
+        require_column(column, source)
+    return data, source, choose_roles(source, options.label, named)[0]
+
+
+def ask(interview: Interview, *, web: bool) -> None:
+    """Ask in the terminal, or serve the page until it is done or interrupted."""
+    if not web:
+        ask_in_terminal(interview)
+        return
+    page = LocalPage(interview)
+    _say(f"open {page.address}\n(this machine only; Ctrl-C to save and leave)")
+    try:
+        page.done.wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        page.close()
+    _say(f"saved: {interview.journal.path} ({len(interview.answers)} answers)")
+
+
+def review(options: Any) -> int:
+    """Show suspects, write the patch file."""
+    data, source, roles = opened(options)
+    try:
+        seen, suspects = suspects_of(
+            Rows(data, data, dict, source.name), source, roles, most=options.count
+        )
+    except Skip as reason:
+        raise ValueError(str(reason)) from None
+    if not suspects:
+        _say("no row's label is contradicted")
+        return 0
+    _say(f"{len(suspects)} suspects of {len(seen.rows):,} rows, worst first")
+    interview = review_of(data, suspects, seen, roles, options.out)
+    ask(interview, web=options.web)
+    _say(f"apply it: hf_recipe.data.preprocess, ApplyReview({str(options.out)!r})")
+    return 0
+
+
+def human(options: Any) -> int:
+    """Ask a person, then say what they reached."""
+    data, _, roles = opened(options)
+    folder = Path(options.output_dir)
+    mine = folder / f"{options.annotator}.jsonl"
+    interview = human_interview(
+        data, roles, mine, count=options.count, seed=options.seed, annotator=options.annotator
+    )
+    ask(interview, web=options.web)
+    answers = [read_answers(path) for path in sorted(folder.glob("*.jsonl"))]
+    if not any(one.first for one in answers):
+        _say("nothing answered yet")
+        return 0
+    labels = dict(enumerate(data[roles.label][:]))
+    text = told(human_baseline(answers, labels))
+    sys.stdout.write(text)
+    write_atomically(folder / "human.txt", text)
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def told(seen: HumanBaseline) -> str:
+    """The figures as lines of text."""
+
+    def number(value: float) -> str:
+        return "undefined" if math.isnan(value) else f"{value:.3f}"
+
+    lines = [
+        f"rows          {seen.rows}, by {seen.annotators} annotator(s)",
+        f"accuracy      {seen.right / seen.answered:.1%} [{seen.low:.1%}, {seen.high:.1%}]",
+        f"self          agreement {number(seen.self_agreement)}, kappa {number(seen.self_kappa)} "
+        f"[{number(seen.kappa_low)}, {number(seen.kappa_high)}]",
+        f"annotators    Krippendorff's alpha {number(seen.alpha)}",
+        f"time          {number(seen.seconds)} s an answer",
+        f"disagreements {len(seen.disagreements)} rows: {list(seen.disagreements[:20])}",
+    ]
+    return "\n".join(lines) + "\n"
