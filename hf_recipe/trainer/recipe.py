@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-from hf_recipe.baselines.one_batch import OneBatch, overfit_one_batch
 from hf_recipe.catalogue import CHECKS
 from hf_recipe.complexify.resuming import state_of
 from hf_recipe.core.check import Probe
@@ -31,15 +30,15 @@ from hf_recipe.trainer.border import RecipeError, event
 from hf_recipe.trainer.closer_look import CloserLook
 from hf_recipe.trainer.closing import Closing
 from hf_recipe.trainer.listening import ModelHook
+from hf_recipe.trainer.own_calls import OwnCalls
 from hf_recipe.trainer.seams import EvaluationRecorder, Seams
 from hf_recipe.trainer.units import Units
 from hf_recipe.trainer.watch import Watch
 
 STATE_KEY = "hf_recipe"
-OVERFIT = Probe("overfit one batch", "probe", (OneBatch,), lambda subject: ())
 
 
-class Recipe:
+class Recipe(OwnCalls):
     """What `hf_recipe.attach` returns.
 
     Attributes:
@@ -108,27 +107,6 @@ class Recipe:
         self.closing.after_preflight()
         self._stop_before_step_1()
         return self.findings
-
-    def overfit_one_batch(
-        self, *, rows: int | None = None, max_steps: int = 150
-    ) -> OneBatch | None:
-        """Train on one fixed batch until its floor, then put every weight back, bit for bit.
-
-        Args:
-            rows: rows of the batch; default: the per-device batch size, at most 16.
-            max_steps: steps of each attempt; a second attempt follows a ladder of rates.
-
-        Returns:
-            How it went; None where it could not be tried (``report.skipped`` says why).
-        """
-        probe = replace(
-            OVERFIT, take=lambda s: [overfit_one_batch(s, rows=rows, max_steps=max_steps)]
-        )
-        with self._before_training() as subject:
-            self.examiner.examine(probe, subject, lambda: preflight.guard_of(subject))
-        self.closing.write()
-        found = self.examiner.latest.get(OneBatch.kind())
-        return found if isinstance(found, OneBatch) else None
 
     def pause(self) -> None:
         """Stop looking on until `resume`; costs nothing while paused."""
