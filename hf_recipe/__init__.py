@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_recipe.baselines.initial_loss import expected_initial_loss as expected_initial_loss
     from hf_recipe.baselines.output_bias import set_output_bias as set_output_bias
+    from hf_recipe.baselines.seed import seed_everything as seed_everything
     from hf_recipe.catalogue import CHECKS as CHECKS
     from hf_recipe.core.report import Report as Report
     from hf_recipe.explanation import explain as explain
@@ -47,6 +48,7 @@ _HOMES = {
     "explain": "hf_recipe.explanation",
     "expected_initial_loss": "hf_recipe.baselines.initial_loss",
     "inspect_dataset": "hf_recipe.inspection",
+    "seed_everything": "hf_recipe.baselines.seed",
     "set_output_bias": "hf_recipe.baselines.output_bias",
 }
 

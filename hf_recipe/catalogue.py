@@ -71,6 +71,7 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.complexify.updates",
     "hf_recipe.regularize.overfitting",
     "hf_recipe.regularize.selection",
+    "hf_recipe.regularize.simple_model",
     "hf_recipe.regularize.stop_wiring",
     "hf_recipe.regularize.weight_decay",
     "hf_recipe.tune.study_checks",

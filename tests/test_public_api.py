@@ -22,6 +22,7 @@ NAMES = [
     "expected_initial_loss",
     "explain",
     "inspect_dataset",
+    "seed_everything",
     "set_output_bias",
 ]
 

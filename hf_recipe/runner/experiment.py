@@ -33,6 +33,7 @@ from hf_recipe.instruments.distributed import rank, world_size
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.feed import Feed
 from hf_recipe.runner.ledger import SEEN_BEFORE, Ledger, command_line, git_state, tracked
+from hf_recipe.runner.looks import check_saved
 from hf_recipe.runner.models import build, given_config
 from hf_recipe.runner.options import Options, split_list
 from hf_recipe.runner.pieces import Part, WholeEvaluation, row_losses
@@ -173,6 +174,7 @@ class Lab:
             recipe.detach()
         if setup.keep:
             trainer.save_model(str(self.model_path(variant)))
+            check_saved(self, trainer, self.model_path(variant))
         if self.leads:
             shutil.rmtree(args.output_dir, ignore_errors=True)
         return outcome

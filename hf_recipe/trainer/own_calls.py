@@ -6,13 +6,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from hf_recipe.baselines.augmentation_off import without_augmentation
 from hf_recipe.baselines.batch_size import BatchSize, find_batch_size
 from hf_recipe.baselines.one_batch import OneBatch, overfit_one_batch
+from hf_recipe.baselines.reference_models import ReferenceLines
+from hf_recipe.baselines.seed import seed_everything
 from hf_recipe.complexify.checkpoint_reload import CheckpointReload, check_checkpoint
 from hf_recipe.core.check import Measurement, Probe
 from hf_recipe.core.finding import Moment
 from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.subject import Subject
+from hf_recipe.regularize.simple_model import AgainstSimple, compare_with_simple_models
 from hf_recipe.trainer import preflight
 
 if TYPE_CHECKING:
@@ -91,6 +95,65 @@ class OwnCalls:
             raise FileNotFoundError(f"check_checkpoint: there is no folder {str(path)!r}")
         return self._ask(CheckpointReload, lambda s: check_checkpoint(s, path), moment="end")
 
+    def compare_with_simple_models(
+        self, split: str | None = None
+    ) -> AgainstSimple | ReferenceLines | None:
+        """Train the simplest models on the run's own rows, as lines to compare the model with.
+
+        Args:
+            split: an evaluation set; default: the first.
+
+        Returns:
+            Once the model is trained, the comparison; before, the reference lines, with which
+            every evaluation is compared from then on. None where no simple model fits
+            (``report.skipped`` says why).
+        """
+        self.examiner.latest.pop(AgainstSimple.kind(), None)
+        lines = self._ask(
+            ReferenceLines,
+            lambda s: compare_with_simple_models(s, split),
+            moment="eval",
+            judged=AgainstSimple,
+        )
+        found = self.examiner.latest.get(AgainstSimple.kind())
+        return found if isinstance(found, AgainstSimple) else lines
+
+    def seed_everything(self, seed: int, *, deterministic: bool = False) -> None:
+        """Seed Python, numpy and torch, and let the Trainer begin from the same seed.
+
+        The model's fresh weights are drawn already: `hf_recipe.seed_everything` before the model
+        is made covers them too.
+
+        Args:
+            seed: 0 to 2**32 - 1.
+            deterministic: also make CUDA's kernels repeatable, at some cost in speed.
+        """
+        seed_everything(seed, deterministic=deterministic)
+        if self.trainer is not None:
+            self.trainer.args.seed = seed
+            if self.trainer.args.data_seed is not None:
+                self.trainer.args.data_seed = seed
+
+    def without_augmentation(
+        self, transform: Any = None
+    ) -> AbstractContextManager[tuple[str, ...]]:
+        """A context in which training rows come out one way: the recipe's baselines want that.
+
+        Args:
+            transform: what to use in the place of the training rows' transform; default: that
+                of the evaluation rows, or the transform without its random members, or draws
+                fixed for each row.
+
+        Yields:
+            What was switched off, in words; empty where nothing draws at random.
+
+        Raises:
+            ValueError: a callback alone cannot reach the data.
+        """
+        if self.trainer is None:
+            raise ValueError("a callback alone cannot do this: use hf_recipe.attach(trainer)")
+        return without_augmentation(self.trainer, transform)
+
     # ---------------------------------------------------------------- inside
 
     def _largest_rows(self) -> int | None:
@@ -98,18 +161,26 @@ class OwnCalls:
         found = known if isinstance(known, BatchSize) else self.find_batch_size(noise=False)
         return None if found is None or not found.largest else min(found.largest, MOST_ROWS)
 
-    def _ask(self, kind: type[M], take: Any, moment: Moment = "probe") -> M | None:
+    def _ask(
+        self,
+        kind: type[M],
+        take: Any,
+        moment: Moment = "probe",
+        judged: type[Measurement] | None = None,
+    ) -> M | None:
         """Run one probe now, in the guard; what it measured, or None where it could not.
 
         A call by name runs even where its check was not selected; then nothing is judged.
         """
-        probe = Probe(f"measure {kind.kind()}", moment, (kind,), take)
+        probe = Probe(f"measure {kind.kind()}", moment, (judged or kind,), take)
         self.examiner.latest.pop(kind.kind(), None)
         with self._before_training() as subject:
-            if not self.examiner.judging((kind,)):
+            if not self.examiner.judging((judged or kind,)):
                 with preflight.guard_of(subject):
                     taken = list(take(subject))
-                return next((item for item in taken if isinstance(item, kind)), None)
+                measured = [item for item in taken if isinstance(item, Measurement)]
+                self.examiner.latest.update({item.kind(): item for item in measured})
+                return next((item for item in measured if isinstance(item, kind)), None)
             self.examiner.examine(probe, subject, lambda: preflight.guard_of(subject))
         self.closing.write()
         found = self.examiner.latest.get(kind.kind())
