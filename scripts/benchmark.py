@@ -3,6 +3,7 @@
     python scripts/benchmark.py overhead       # what attach() costs a step
     python scripts/benchmark.py healthy        # how many healthy runs raise an alarm
     python scripts/benchmark.py initial-loss   # false alarms and power of the initial loss
+    python scripts/benchmark.py preflight      # what the probes before step 1 cost
     python scripts/benchmark.py distill        # memory and time of the distillation loss
     python scripts/benchmark.py --help
 
@@ -227,7 +228,11 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "healthy": healthy,
     "overhead": overhead,
 }
-SCRIPTS = {"distill": "benchmark_distill.py", "initial-loss": "benchmark_initial_loss.py"}
+SCRIPTS = {
+    "distill": "benchmark_distill.py",
+    "initial-loss": "benchmark_initial_loss.py",
+    "preflight": "benchmark_preflight.py",
+}
 
 
 def met(found: dict[str, Any]) -> bool:
