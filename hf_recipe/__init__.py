@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hf_recipe.baselines.equivalence import assert_equivalent as assert_equivalent
     from hf_recipe.baselines.initial_loss import expected_initial_loss as expected_initial_loss
     from hf_recipe.baselines.output_bias import set_output_bias as set_output_bias
     from hf_recipe.baselines.seed import seed_everything as seed_everything
@@ -44,6 +45,7 @@ _HOMES = {
     "RecipeCallback": "hf_recipe.trainer.callback",
     "RecipeError": "hf_recipe.trainer.border",
     "Report": "hf_recipe.core.report",
+    "assert_equivalent": "hf_recipe.baselines.equivalence",
     "attach": "hf_recipe.trainer.attach",
     "explain": "hf_recipe.explanation",
     "expected_initial_loss": "hf_recipe.baselines.initial_loss",

@@ -18,6 +18,7 @@ NAMES = [
     "RecipeError",
     "Report",
     "__version__",
+    "assert_equivalent",
     "attach",
     "expected_initial_loss",
     "explain",

@@ -102,7 +102,9 @@ class Trace:
         found = torch.autograd.grad(
             scalar, [leaf.tensor for leaf in self.leaves], retain_graph=True, allow_unused=True
         )
-        sizes = [None if g is None else g.detach().float().abs() for g in found]
+        sizes: list[torch.Tensor | None] = [
+            None if g is None else g.detach().float().abs() for g in found
+        ]
         if not all(g is None or bool(g.isfinite().all()) for g in sizes):
             raise Skip("gradients are not finite: weights, inputs or outputs hold NaN or infinity")
         return sizes

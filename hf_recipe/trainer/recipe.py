@@ -26,6 +26,7 @@ from hf_recipe.instruments.record import Recorder, flushes_at
 from hf_recipe.instruments.subject import Plan, Subject
 from hf_recipe.instruments.window import Window
 from hf_recipe.trainer import preflight
+from hf_recipe.trainer.album import Album
 from hf_recipe.trainer.border import RecipeError, event
 from hf_recipe.trainer.closer_look import CloserLook
 from hf_recipe.trainer.closing import Closing
@@ -56,6 +57,7 @@ class Recipe(OwnCalls):
         self.evaluation = EvaluationRecorder()
         self.examiner = Examiner(settings, hear=self._hear, agree=from_rank_0, leads=rank() == 0)
         self.closing = Closing(self)
+        self.album = Album(settings, self.examiner.report)
         self.units = Units()
         self.watch = Watch(self.examiner)
         self.closer_look = CloserLook(self.examiner, trainer, self.recorder)
@@ -179,6 +181,7 @@ class Recipe(OwnCalls):
         self.plan = preflight.with_update(subject)
         self._examine(subject)
         self._measure_units(subject)
+        self.album.begin(subject)
         self.closer_look.begin(model, self.plan.total_steps if self.plan else 0)
         if subject.resumed:
             self.closer_look.resumed(subject, saved)
@@ -247,6 +250,7 @@ class Recipe(OwnCalls):
         self._flush()
         evaluation = self.evaluation.read(state.global_step, metrics, self.units.evaluation())
         self._fold(Window(evaluation=evaluation, plan=self.plan))
+        self.album.evaluated(state.global_step)
         self.closing.evaluated(evaluation)
         self._act(control)
 
@@ -270,6 +274,7 @@ class Recipe(OwnCalls):
             self._seams.unwatch_rows()
         if self._hook is not None:
             self._hook.remove()
+        self.album.end(state.global_step)
         self.closing.finished(state)
         self._act(control)
 
