@@ -6,7 +6,8 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_recipe.baselines.batch_size import BatchSize, find_batch_size
+from hf_recipe.baselines.batch_search import find_batch_size
+from hf_recipe.baselines.batch_size import BatchSize
 from hf_recipe.complexify.checkpoint_reload import CheckpointReload, check_checkpoint
 from hf_recipe.core.check import Probe
 from hf_recipe.core.exhibit import Answer

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from hf_recipe.baselines.augmentation_off import without_augmentation
-from hf_recipe.baselines.batch_size import BatchSize, find_batch_size
+from hf_recipe.baselines.batch_search import find_batch_size
+from hf_recipe.baselines.batch_size import BatchSize
 from hf_recipe.baselines.one_batch import OneBatch, overfit_one_batch
 from hf_recipe.baselines.reference_models import ReferenceLines
 from hf_recipe.baselines.seed import seed_everything
