@@ -57,9 +57,7 @@ class Examiner:
         self.leads = leads
         self.latest: dict[str, Measurement] = {}
         self.outcomes: dict[str, str] = {}  # by probe: "taken", "skip" or "crash"
-        self.selected: dict[str, Check] = {
-            name: check for name, check in CHECKS.items() if settings.selects(name, check.stage)
-        }
+        self.select(settings)
         self.report.explains = {c.name: c.explains for c in CHECKS.values() if c.explains}
         self.report.settings = {f.name: getattr(settings, f.name) for f in fields(settings)}
         self._known = _baseline(settings.baseline)
@@ -67,10 +65,21 @@ class Examiner:
 
     # ---------------------------------------------------------------- what is wanted
 
+    def select(self, settings: Settings) -> None:
+        """From now on run what `settings` select."""
+        self.settings = settings
+        self.selected: dict[str, Check] = {
+            name: check for name, check in CHECKS.items() if settings.selects(name, check.stage)
+        }
+        self._judges: dict[str, list[Check]] = {}
+        for check in self.selected.values():
+            for kind in check.by_kind:
+                self._judges.setdefault(kind, []).append(check)
+
     def judging(self, kinds: Iterable[type[Measurement]]) -> list[Check]:
         """The selected checks that judge any of `kinds`."""
-        names = {kind.kind() for kind in kinds}
-        return [c for c in self.selected.values() if names & set(c.by_kind)]
+        found = [check for kind in kinds for check in self._judges.get(kind.kind(), ())]
+        return list(dict.fromkeys(found)) if len(found) > 1 else found
 
     def skip(self, kinds: Iterable[type[Measurement]], reason: str) -> None:
         """Say why the checks that judge `kinds` could not run (unless they have)."""
@@ -157,9 +166,7 @@ class Examiner:
         self.latest[kind] = measurement
         found: list[Finding] = []
         judged = False
-        for check in self.selected.values():
-            if kind not in check.by_kind:
-                continue
+        for check in self._judges.get(kind, ()):
             try:
                 faults = list(check.judge(measurement, self.settings.thresholds.get(check.name)))
             except Exception as error:  # the probe border
@@ -186,7 +193,7 @@ class Examiner:
                 split=split,
                 step=step,
                 values=measurement.values(),
-                private=private_paths(type(measurement)),
+                private=private_paths(type(measurement)),  # type: ignore[arg-type]
             )
             self.report.store(stored, keep=bool(found))
         for finding in found:

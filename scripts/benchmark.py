@@ -5,6 +5,7 @@
     python scripts/benchmark.py initial-loss   # false alarms and power of the initial loss
     python scripts/benchmark.py preflight      # what the probes before step 1 cost
     python scripts/benchmark.py distill        # memory and time of the distillation loss
+    python scripts/benchmark.py loss-law       # the final loss under a schedule not seen
     python scripts/benchmark.py --help
 
 Speeds are ratios within one run, paired and interleaved: machines are shared and noisy. Every
@@ -14,10 +15,8 @@ command prints its figures and writes them as JSON, with commit, versions and se
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -34,25 +33,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from scripts.figures import OUT, Figures  # noqa: E402
+
 BLOCK = 50
-
-
-def provenance(seed: int) -> dict[str, Any]:
-    """What a figure rests on."""
-    import torch
-    import transformers
-
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    return {
-        "commit": commit,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "seed": seed,
-    }
 
 
 # ---------------------------------------------------------------------------- overhead
@@ -172,59 +155,60 @@ def median_interval(values: list[float], seed: int) -> tuple[float, float, float
     return tuple(math.exp(v) for v in (statistics.median(values), medians[25], medians[974]))
 
 
-def overhead(options: argparse.Namespace) -> dict[str, Any]:
+def overhead(options: argparse.Namespace) -> int:
     """`attach` at its defaults against the bare step."""
     import torch
 
     cuda = torch.cuda.is_available()
-    found: dict[str, Any] = {}
+    figures = Figures("scripts/benchmark.py overhead", "Cost of `attach`, per step", options.seed)
     for name, build in workloads(cuda).items():
         steps = options.steps // (4 if "GPT" in name else 1)  # its step is many times as long
-        ratio = median_interval(toggled_run(build, steps, options.seed, True, cuda), options.seed)
-        noise = median_interval(toggled_run(build, steps, options.seed, False, cuda), options.seed)
-        undecided = max(abs(noise[1] - 1), abs(noise[2] - 1)) > 0.003 and not (
-            ratio[1] > options.limit or ratio[2] <= options.limit
+        ratio, *interval = median_interval(
+            toggled_run(build, steps, options.seed, True, cuda), options.seed
         )
-        found[name] = {
-            "ratio": ratio,
-            "a_a": noise,
-            "undecided": undecided,
-            "met": ratio[0] <= options.limit,
-        }
-        print(
-            f"{name:24} {ratio[0]:.4f} [{ratio[1]:.4f}, {ratio[2]:.4f}]   "
-            f"A/A {noise[0]:.4f} [{noise[1]:.4f}, {noise[2]:.4f}]"
-            f"   {'undecided' if undecided else 'met' if found[name]['met'] else 'MISSED'}"
-            f" (<= {options.limit})",
-            flush=True,
+        same = median_interval(toggled_run(build, steps, options.seed, False, cuda), options.seed)
+        decided = interval[0] > options.limit or interval[1] <= options.limit
+        noisy = max(abs(same[1] - 1), abs(same[2] - 1)) > 0.003 and not decided
+        figures.record(
+            name,
+            ratio,
+            most=options.limit,
+            interval=(interval[0], interval[1]),
+            note=f"A/A {same[0]:.4f} [{same[1]:.4f}, {same[2]:.4f}]"
+            + (": too noisy to decide" if noisy else ""),
         )
-    return found
+    return figures.finish(options.out)
 
 
 # ---------------------------------------------------------------------------- healthy
 
 
-def healthy(options: argparse.Namespace) -> dict[str, Any]:
+def healthy(options: argparse.Namespace) -> int:
     """Every healthy run of the gallery over several seeds: how many raise an alarm."""
     from tests.gallery.harness import alarms, run
     from tests.gallery.healthy import HEALTHY
 
-    found: dict[str, Any] = {}
-    flagged = total = 0
+    figures = Figures(
+        f"scripts/benchmark.py healthy --seeds {options.seeds}",
+        "Healthy runs that raise an alarm",
+        options.seed,
+    )
+    runs = flagged = 0
     for case in HEALTHY:
-        told: set[str] = set()
+        told: list[str] = []
         for seed in range(options.seed, options.seed + options.seeds):
             with tempfile.TemporaryDirectory() as folder:
-                told |= alarms(run(case.build(Path(folder), seed))) - set(case.may)
-            total += 1
-        flagged += bool(told)
-        found[case.name] = {"alarms": sorted(told), "met": not told}
-        print(f"{case.name:32} {', '.join(sorted(told)) or 'silent'}", flush=True)
-    print(f"{flagged} of {len(HEALTHY)} kinds of run flagged, {total} runs in all")
-    return found
+                told += sorted(alarms(run(case.build(Path(folder), seed))) - set(case.may))
+            runs += 1
+        if told:
+            flagged += 1
+            figures.record(case.name, len(told), most=0, note=", ".join(sorted(set(told))))
+    figures.record("kinds of healthy run flagged", flagged, most=0, note=f"of {len(HEALTHY)}")
+    figures.record("runs in all", runs)
+    return figures.finish(options.out)
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "healthy": healthy,
     "overhead": overhead,
 }
@@ -232,12 +216,8 @@ SCRIPTS = {
     "distill": "benchmark_distill.py",
     "initial-loss": "benchmark_initial_loss.py",
     "preflight": "benchmark_preflight.py",
+    "loss-law": "benchmark_loss_law.py",
 }
-
-
-def met(found: dict[str, Any]) -> bool:
-    """Whether every target that `found` names was met."""
-    return all(entry.get("met", True) for entry in found.values() if isinstance(entry, dict))
 
 
 def main() -> int:
@@ -247,20 +227,13 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=6000, help="steps of each run")
     parser.add_argument("--limit", type=float, default=1.03, help="largest ratio to the bare step")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "benchmark")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the JSON")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each healthy run")
-    options, rest = parser.parse_known_args()
-    if options.command in SCRIPTS:  # a script of its own, with flags of its own
-        script = Path(__file__).with_name(SCRIPTS[options.command])
-        return subprocess.run([sys.executable, str(script), *rest], cwd=ROOT).returncode
-    if rest:
-        parser.error(f"unknown arguments: {' '.join(rest)}")
-    found = COMMANDS[options.command](options)
-    options.out.mkdir(parents=True, exist_ok=True)
-    target = options.out / f"{options.command}.json"
-    target.write_text(json.dumps({"figures": found, **provenance(options.seed)}, indent=1))
-    print(f"figures: {target}")
-    return 0 if met(found) else 1
+    if sys.argv[1:2] and sys.argv[1] in SCRIPTS:  # a script of its own, with flags of its own
+        script = Path(__file__).with_name(SCRIPTS[sys.argv[1]])
+        return subprocess.run([sys.executable, str(script), *sys.argv[2:]], cwd=ROOT).returncode
+    options = parser.parse_args()
+    return COMMANDS[options.command](options)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import copy
 import gc
 import json
 import math
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,12 +22,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from hf_recipe.tune.distillation_loss import KINDS, chunked_divergence
+from scripts.figures import OUT, Figures
 
 VOCABULARY, ROWS = 128_256, 512
 MEBIBYTE = 2**20
@@ -235,44 +236,35 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="width 64 alone, no quality runs")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of the quality runs")
-    parser.add_argument("--json", type=Path, default=Path("benchmark_distill.json"))
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    figures: list[dict[str, Any]] = []
-
-    def record(name: str, value: float, target: float, at_least: bool = True) -> None:
-        met = value >= target if at_least else value <= target
-        figures.append({"name": name, "value": value, "target": target, "met": met})
-        sign = ">=" if at_least else "<="
-        print(f"{'ok    ' if met else 'MISSED'} {name}: {value:.4g} (target {sign} {target:g})")
-        sys.stdout.flush()
+    command = "scripts/benchmark.py distill" + (" --quick" if options.quick else "")
+    figures = Figures(command, f"Distillation loss at {VOCABULARY:,} classes, {ROWS} rows")
 
     for kind in KINDS:
-        record(f"largest error, {kind}", exactness(kind), TOLERANCE, at_least=False)
+        figures.record(f"largest error, {kind}", exactness(kind), most=TOLERANCE)
     for kind, target in TOTAL_TARGETS[64].items():
         ratio = peak("naive", kind, 64, ROWS) / peak("chunked", kind, 64, ROWS)
-        record(f"peak ratio, width 64, {kind}", ratio, target)
-        record(f"time ratio, width 64, {kind}", time_ratio(kind, 64, 3)["ratio"], SLOWEST, False)
+        figures.record(f"peak ratio, width 64, {kind}", ratio, least=target)
+        spent = time_ratio(kind, 64, 3)["ratio"]
+        figures.record(f"time ratio, width 64, {kind}", spent, most=SLOWEST)
     for width, target in {} if options.quick else BEYOND_TARGETS.items():
         head = VOCABULARY * width * 4 / MEBIBYTE
         for kind in ("forward_kl", "jsd"):
             naive, chunked = (peak(name, kind, width, ROWS) - head for name in losses())
-            record(f"peak ratio beyond the head, width {width}, {kind}", naive / chunked, target)
+            name = f"peak ratio beyond the head, width {width}, {kind}"
+            figures.record(name, naive / chunked, least=target)
             pairs = 3 if width < 1024 else 1
             spent = time_ratio(kind, width, pairs)["ratio"]
-            record(f"time ratio, width {width}, {kind}", spent, SLOWEST, False)
+            figures.record(f"time ratio, width {width}, {kind}", spent, most=SLOWEST)
     if not options.quick:
         runs = [digits(seed) for seed in range(options.seeds)]
         kept = statistics.mean(run["student"] / run["teacher"] for run in runs)
         gain = statistics.mean(run["student"] - run["labels_only"] for run in runs)
-        record("digits: share of the teacher's accuracy kept", kept, 0.97)
-        record("digits: points over label-only training", 100 * gain, 2.0)
-        figures.append({"name": "digits", "runs": runs, "met": True})
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    content = {"figures": figures, "versions": versions, "commit": commit.stdout.strip()}
-    options.json.write_text(json.dumps(content, indent=1) + "\n")
-    return 0 if all(figure["met"] for figure in figures) else 1
+        figures.record("digits: share of the teacher's accuracy kept", kept, least=0.97)
+        figures.record("digits: points over label-only training", 100 * gain, least=2.0)
+    return figures.finish(options.out)
 
 
 if __name__ == "__main__":

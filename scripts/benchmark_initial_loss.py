@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hf_recipe.baselines.initial_loss import expected_initial_loss
+from scripts.figures import OUT, Figures
 
 Table = tuple[str, torch.Tensor, torch.Tensor, int]
 
@@ -122,32 +122,29 @@ def head_errors() -> dict[str, float]:
     return errors
 
 
-def initial_loss_figures(seeds: int = 300) -> dict[str, object]:
-    """All figures, and the targets that were missed."""
-    fresh, errors = false_alarms(seeds), head_errors()
-    median, worst = statistics.median(errors.values()), max(errors.values())
-    missed = [f"false alarms: {row}" for row in fresh if float(row["false alarms"]) > 0]
-    missed += [f"faults found: {row}" for row in fresh if float(row["faults found"]) < 0.95]
-    if median > 0.01 or worst > 0.03 or len(errors) < 26:
-        missed.append(f"expectation: median {median:.2%}, worst {worst:.2%}, {len(errors)} heads")
-    return {
-        "seeds": seeds,
-        "fresh": fresh,
-        "heads": errors,
-        "median": median,
-        "worst": worst,
-        "missed": missed,
-    }
-
-
 def main() -> int:
     """Print the figures; 1 when a target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=300)
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the JSON")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    figures = initial_loss_figures(parser.parse_args().seeds)
-    print(json.dumps(figures, indent=2))
-    return 1 if figures["missed"] else 0
+    command = f"scripts/benchmark.py initial-loss --seeds {options.seeds}"
+    figures = Figures(command, "The loss before the first step")
+    rows = false_alarms(options.seeds)
+    shares = [float(row["false alarms"]) for row in rows]
+    note = f"{len(rows)} pairs of data and depth, {options.seeds} fresh networks each"
+    figures.record("share of fresh networks flagged", statistics.mean(shares), most=0, note=note)
+    least = min(rows, key=lambda row: float(row["faults found"]))
+    note = f"{least['data']}, {least['hidden layers']} hidden layers"
+    found = float(least["faults found"])
+    figures.record("faults beyond 4 standard errors found, worst", found, least=0.95, note=note)
+    errors = head_errors()
+    figures.record("heads and models", len(errors), least=26)
+    figures.record("expectation's error, median", statistics.median(errors.values()), most=0.01)
+    worst = max(errors, key=lambda name: errors[name])
+    figures.record("expectation's error, worst", errors[worst], most=0.03, note=worst)
+    return figures.finish(options.out)
 
 
 if __name__ == "__main__":

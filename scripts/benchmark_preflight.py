@@ -11,7 +11,6 @@ for 100,000 rows; they are shown and not counted. Nothing may have been skipped 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -27,9 +26,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "scripts"))
 
-SHOWN = 12  # probes of the table
+from scripts.figures import OUT, Figures  # noqa: E402
+
+SHOWN = 8  # probes of the table
 ROWS, BATCH = 256, 16
 
 
@@ -188,27 +188,28 @@ def measure(build: Callable[[], tuple[Any, Any]], options: argparse.Namespace) -
     cost = statistics.median(ratios)
     return {
         "passes": cost,
-        "each_repeat": ratios,
         "pass_ms": 1000 * statistics.median(units),
         "data_seconds": statistics.median(data_seconds),
         "probes": dict(sorted(each.items(), key=lambda item: -item[1])),
         "skipped_for_cost": skipped,
-        "met": cost <= options.limit and not skipped,
     }
 
 
-def show(name: str, found: dict[str, Any], limit: float) -> None:
-    """The figures as text."""
-    word = "met" if found["met"] else "MISSED"
-    print(
-        f"{name}: {found['passes']:.1f} passes of {found['pass_ms']:.0f} ms (limit {limit:g}), "
-        f"and {found['data_seconds']:.2f} s for {ROWS} rows' data checks   {word}"
+def record(figures: Figures, name: str, found: dict[str, Any], limit: float) -> None:
+    """The whole against its limit, and what each of the dearest probes costs."""
+    figures.record(
+        f"{name}: passes",
+        found["passes"],
+        most=limit,
+        note=f"of {found['pass_ms']:.0f} ms; {found['data_seconds']:.2f} s more for the data "
+        f"checks of {ROWS} rows",
+    )
+    skipped = found["skipped_for_cost"]
+    figures.record(
+        f"{name}: checks skipped for cost", len(skipped), most=0, note=", ".join(skipped)
     )
     for probe, cost in list(found["probes"].items())[:SHOWN]:
-        print(f"    {cost:6.2f}  {probe}")
-    for check, reason in found["skipped_for_cost"].items():
-        print(f"    skipped: {check}: {reason}")
-    sys.stdout.flush()
+        figures.record(f"{name}, {probe}", cost)
 
 
 def main() -> int:
@@ -218,23 +219,18 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="fresh Trainers of each model")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "benchmark")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the JSON")
     options = parser.parse_args()
     import torch
-    from benchmark import provenance
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:  # imports are no part of a preflight
         one_preflight(trainer_of(MODELS[options.models[0]], Path(folder), options.seed))
-    found = {}
+    title = "Cost of the preflight, in forward + backward passes of the user's batch"
+    figures = Figures("scripts/benchmark.py preflight", title, options.seed)
     for name in options.models:
-        found[name] = measure(MODELS[name], options)
-        show(name, found[name], options.limit)
-    options.out.mkdir(parents=True, exist_ok=True)
-    target = options.out / "preflight.json"
-    target.write_text(json.dumps({"figures": found, **provenance(options.seed)}, indent=1))
-    print(f"figures: {target}")
-    return 0 if all(entry["met"] for entry in found.values()) else 1
+        record(figures, name, measure(MODELS[name], options), options.limit)
+    return figures.finish(options.out)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
+
 from hf_recipe.baselines.initial_loss import InitialLoss, remember_initial_loss
 from hf_recipe.baselines.output_bias import PRIORLESS
 from hf_recipe.core.check import Check, Measurement, Monitor, Probe, State
@@ -92,11 +94,14 @@ def first_drop(losses: list[float], start: InitialLoss) -> tuple[int, float, flo
     """(steps to the prior's level, fall in as many steps again, noise); None: not yet, or no."""
     prior = _prior_of(start)
     drop = start.recomputed - prior
-    means = [math.fsum(losses[max(0, i - WIDTH + 1) : i + 1]) / min(i + 1, WIDTH)
-             for i in range(len(losses))]  # fmt: skip
-    arrived = next((i for i, m in enumerate(means) if m <= prior + 0.15 * drop), None)
-    if arrived is None or drop <= 0:
+    if drop <= 0 or not losses:
         return None
+    sums = np.convolve(losses, np.ones(WIDTH))[: len(losses)]
+    means = sums / np.minimum(np.arange(len(losses)) + 1, WIDTH)
+    low = np.flatnonzero(means <= prior + 0.15 * drop)
+    if not low.size:
+        return None
+    arrived = int(low[0])
     ahead = max(arrived + 1, 2 * WIDTH)
     if len(losses) < arrived + ahead + 1:
         return None
@@ -104,7 +109,7 @@ def first_drop(losses: list[float], start: InitialLoss) -> tuple[int, float, flo
     late = after[-WIDTH:]
     mean = math.fsum(after) / len(after)
     noise = math.sqrt(math.fsum((x - mean) ** 2 for x in after) / (len(after) - 1) / WIDTH)
-    return arrived + 1, means[arrived] - math.fsum(late) / len(late), noise
+    return arrived + 1, float(means[arrived]) - math.fsum(late) / len(late), noise
 
 
 PROBE = Probe(

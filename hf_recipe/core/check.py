@@ -60,6 +60,7 @@ class Measurement:
         return cls(**{k: typed(hints[k], v) for k, v in values.items() if k in known})
 
 
+@functools.cache
 def private_paths(record: Any) -> tuple[str, ...]:
     """Dotted paths of the private fields of a measurement, nested records included.
 
@@ -234,9 +235,11 @@ class Check:
         judge = self.by_kind.get(measurement.kind())
         if judge is None:
             return
+        if not thresholds:
+            yield from judge(measurement)
+            return
         accepted = inspect.signature(judge).parameters
-        chosen = {k: v for k, v in (thresholds or {}).items() if k in accepted}
-        yield from judge(measurement, **chosen)
+        yield from judge(measurement, **{k: v for k, v in thresholds.items() if k in accepted})
 
 
 @functools.cache

@@ -170,6 +170,10 @@ class Report:
         self.gates = [g for g in self.gates if g.stage != gate.stage] + [gate]
         self.gates.sort(key=lambda g: STAGES.index(g.stage))
 
+    def without_rows(self) -> list[Finding]:
+        """The findings, unfolded, without rows and quoted values."""
+        return [_without_rows(finding) for finding in self.flat]
+
     def redacted(self) -> Report:
         """A copy without rows, quoted values or private exhibits: what may leave the machine.
 
@@ -177,7 +181,7 @@ class Report:
         """
         return replace(
             self,
-            flat=[_without_rows(finding) for finding in self.flat],
+            flat=self.without_rows(),
             exhibits=[e for e in self.exhibits if not e.private],
             crashed={name: _type_of_error(text) for name, text in self.crashed.items()},
             measurements=[

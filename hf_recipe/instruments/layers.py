@@ -16,13 +16,13 @@ from hf_recipe.core.check import Measurement
 
 ELEMENTS = 65_536
 TENSORS = 128
-EARLY = (2, 5, 10, 20, 50)
-EVERY = 100
+EARLY = (2, 5, 10, 20, 50, 100)
+EVERY = 200
 KEPT = 3  # samples in a measurement
 
 
 def looks_at(step: int) -> bool:
-    """Steps 2, 5, 10, 20, 50 and every 100th: dense while everything changes, then rare."""
+    """Steps 2, 5, 10, 20, 50, 100 and every 200th: dense while everything changes, then rare."""
     return step in EARLY or (step > 0 and step % EVERY == 0)
 
 

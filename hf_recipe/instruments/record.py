@@ -8,7 +8,7 @@ ranks flush together and a step never waits for the host.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,16 @@ from hf_recipe.core.exhibit import Series
 from hf_recipe.instruments.distributed import mean_over_ranks, world_size
 from hf_recipe.instruments.window import Step
 
-FLUSH_EVERY = 16
+FLUSH_EVERY, EARLY = 16, 128
 
 
 def flushes_at(step: int) -> bool:
-    """Steps 1, 2, 4, 8 and every 16th: early faults are named early, later flushes cost little."""
-    return step % FLUSH_EVERY == 0 or step in (1, 2, 4, 8)
+    """Steps 1, 2, 4, 8, every 16th up to 128, then every 32nd.
+
+    Early faults are named early, and later flushes cost little.
+    """
+    every = FLUSH_EVERY if step <= EARLY else 2 * FLUSH_EVERY
+    return step % every == 0 or step in (1, 2, 4, 8)
 
 
 @dataclass
@@ -57,10 +61,27 @@ class Recorder:
     last_step: int = 0
     curves: dict[str, Series] = field(default_factory=dict)
     _pending: list[_Pending] = field(default_factory=list)
+    _finite: bool = True
 
-    def end_step(self, step: int, seconds: float) -> None:
-        """Close the current optimizer step; its numbers wait for the next flush."""
+    def add(self, loss: torch.Tensor) -> bool:
+        """Take in a micro-batch's loss. False: it is not finite.
+
+        It is read on a CPU alone, where nobody waits for it; elsewhere the next flush will tell.
+        """
+        self.micro_batches.append(loss)
+        if loss.device.type != "cpu" or math.isfinite(loss):
+            return True
+        self._finite = False
+        return False
+
+    def end_step(self, step: int, seconds: float) -> bool:
+        """Close the current optimizer step; its numbers wait for the next flush.
+
+        Returns:
+            What `add` said of its micro-batches.
+        """
         self.last_step = step
+        finite = self._finite
         if self.micro_batches:
             self._pending.append(
                 _Pending(
@@ -73,13 +94,12 @@ class Recorder:
                     waiting=self.waiting,
                 )
             )
-        self.micro_batches, self.norm, self.rows, self.waiting = [], None, [], 0.0
+        self._next_step()
+        return finite
 
-    def last_is_finite(self) -> bool:
-        """Whether the last finished step's losses are finite; reads them: cheap on a CPU only."""
-        return not self._pending or all(
-            math.isfinite(float(loss)) for loss in self._pending[-1].micro
-        )
+    def _next_step(self) -> None:
+        self.micro_batches, self.norm, self.rows, self.waiting = [], None, [], 0.0
+        self._finite = True
 
     def flush(self, factor: Callable[[int], float]) -> tuple[Step, ...]:
         """Read out the finished steps, averaged over ranks.
@@ -92,9 +112,8 @@ class Recorder:
         if not pending:
             return ()
         device = pending[0].micro[0].device
-        flat = [loss.detach().float().to(device) for item in pending for loss in item.micro]
-        norms = [_as_tensor(item.norm, device) for item in pending]
-        stacked = torch.stack([*flat, *norms])
+        flat = [loss for item in pending for loss in item.micro]
+        stacked = torch.cat([_stack(flat, device), _stack([i.norm for i in pending], device)])
         values = (mean_over_ranks(stacked) if world_size() > 1 else stacked).tolist()
         losses, grad_norms = values[: len(flat)], values[len(flat) :]
         steps, place = [], 0
@@ -130,8 +149,16 @@ class Recorder:
 
     def drop(self) -> None:
         """Forget what has not been flushed: a step that was not finished, an earlier attempt."""
-        self.micro_batches, self.norm, self.rows, self.waiting = [], None, [], 0.0
+        self._next_step()
         self._pending = []
+
+
+def _stack(values: Sequence[torch.Tensor | float | None], device: torch.device) -> torch.Tensor:
+    """One float32 vector of scalars; the usual ones, plain tensors, in one operation."""
+    plain = [value for value in values if type(value) is torch.Tensor and value.device == device]
+    if len(plain) < len(values):
+        plain = [_as_tensor(value, device) for value in values]
+    return torch.stack(plain).detach().float().flatten()
 
 
 def _as_tensor(value: torch.Tensor | float | None, device: torch.device) -> torch.Tensor:

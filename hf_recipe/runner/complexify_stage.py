@@ -7,7 +7,6 @@ import math
 from hf_recipe.core.exhibit import Answer, Curve, Ladder, Line, Rung
 from hf_recipe.core.report import Gate
 from hf_recipe.instruments.compare import Outcome
-from hf_recipe.runner.experiment import Setup
 from hf_recipe.runner.gates import complexify_gate
 from hf_recipe.runner.journey import Journey, mean, train_loss, validation_loss
 from hf_recipe.runner.pieces import curves
@@ -19,8 +18,7 @@ RACE_SHARE = 0.3  # of the epochs: enough to rank rates, not to finish
 def run(journey: Journey) -> Gate:
     """Grow, race, decay; leaves the setup that fits the training rows best."""
     _grow(journey)
-    _race(journey)
-    outcomes = _decay(journey)
+    outcomes = _decay(journey, _race(journey))
     journey.note("complexify: " + journey.setup.model, outcomes)
     first = outcomes[0]
     journey.lab.report.exhibit(curves(first, "The large model's course", "complexify"))
@@ -72,8 +70,8 @@ def _grow(journey: Journey) -> None:
         journey.setup = large
 
 
-def _race(journey: Journey) -> None:
-    """Short trainings at constant rates; the lowest training loss wins."""
+def _race(journey: Journey) -> float:
+    """Short trainings at constant rates; the rate with the lowest training loss."""
     lab, setup = journey.lab, journey.setup
     short = setup.change(schedule="constant", epochs=max(1.0, round(setup.epochs * RACE_SHARE)))
     rates = [setup.learning_rate * factor for factor in FACTORS]
@@ -87,7 +85,7 @@ def _race(journey: Journey) -> None:
     )
     finite = [(loss, rate) for loss, rate in zip(losses, rates, strict=True) if math.isfinite(loss)]
     if not finite:
-        return
+        return setup.learning_rate
     best = min(finite)[1]
     edge = best in (rates[0], rates[-1])
     lab.report.answer(
@@ -99,18 +97,23 @@ def _race(journey: Journey) -> None:
             {"rates": rates, "losses": losses},
         )
     )
-    journey.setup = setup.change(learning_rate=best)
+    return best
 
 
-def _decay(journey: Journey) -> list[Outcome]:
-    """Decays over exactly this run's steps; the better one on validation is kept."""
-    candidates: list[tuple[float, str, Setup]] = []
+def _decay(journey: Journey, best: float) -> list[Outcome]:
+    """Decays over exactly this run's steps; the best on validation is kept, or what stood.
+
+    Args:
+        best: the rate that won the race.
+    """
+    standing = journey.setup
+    known = journey.lab.run("where the stage begins", standing)
+    candidates = [(known.loss, "where the stage begins", standing)]
     # a constant rate is punished for its noise, which decay takes away: try twice the winner too
     for schedule, factor in (("linear", 1), ("linear", 2), ("cosine", 2)):
-        rate = factor * journey.setup.learning_rate
-        setup = journey.setup.change(schedule=schedule, learning_rate=rate)
-        what = f"{schedule} from {rate:.1e}"
-        candidates.append((journey.lab.run(f"decay {what}", setup).loss, what, setup))
+        setup = standing.change(schedule=schedule, learning_rate=factor * best)
+        what = f"decay {schedule} from {setup.learning_rate:.1e}"
+        candidates.append((journey.lab.run(what, setup).loss, what, setup))
     finite = [c for c in candidates if math.isfinite(c[0])] or candidates[:1]
     _, what, journey.setup = min(finite, key=lambda c: c[0])
-    return journey.outcomes(f"decay {what}", journey.setup)
+    return journey.outcomes(what, journey.setup)

@@ -24,6 +24,10 @@ def changes(journey: Journey) -> list[tuple[str, dict[str, object]]]:
         ("weight decay 0.1", {"weight_decay": 0.1}),
         ("early stopping", {"early_stopping": True}),
     ]
+    first = journey.lab.start
+    if journey.setup.model != first.model:  # trained already: it costs nothing to ask
+        names = ("model", "learning_rate", "schedule")
+        tried.append(("the smaller model", {name: getattr(first, name) for name in names}))
     return tried
 
 

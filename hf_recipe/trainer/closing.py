@@ -145,9 +145,9 @@ class Closing:
         self.state["saved"] = self.saved_state
         self.state["monitors"] = self.recipe.watch.states
         # Checkpoints are pushed to hubs and trackers: rows of the data stay out of them.
-        samples = self.recipe.settings.log_samples
-        kept = self.recipe.report if samples else self.recipe.report.redacted()
-        self.state["findings"] = [plain(finding) for finding in kept.flat]
+        report = self.recipe.report
+        kept = report.flat if self.recipe.settings.log_samples else report.without_rows()
+        self.state["findings"] = [plain(finding) for finding in kept]
         return self.state
 
     def refresh_state(self) -> None:

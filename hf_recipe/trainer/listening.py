@@ -44,7 +44,7 @@ class ModelHook:
         if not isinstance(loss, torch.Tensor):
             return
         if module.training and torch.is_grad_enabled():
-            self.recorder.micro_batches.append(loss.detach())
+            self.recorder.add(loss.detach())
         elif not module.training:
             rows = None
             if self.evaluation.row_losses is not None:

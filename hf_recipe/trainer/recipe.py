@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-from hf_recipe.catalogue import CHECKS
 from hf_recipe.complexify.resuming import state_of
 from hf_recipe.core.check import Probe
 from hf_recipe.core.config import Settings
@@ -148,12 +147,8 @@ class Recipe(OwnCalls):
         mine, theirs = self.settings, settings
         if mine.select is not None:
             union = None if theirs.select is None else (*mine.select, *theirs.select)
-            self.settings = self.examiner.settings = replace(mine, select=union)
-            self.examiner.selected = {
-                name: check
-                for name, check in CHECKS.items()
-                if self.settings.selects(name, check.stage)
-            }
+            self.settings = replace(mine, select=union)
+            self.examiner.select(self.settings)
 
     def leader(self) -> Any:
         """The callback that forwards events: the first that is still alive."""
@@ -229,13 +224,13 @@ class Recipe(OwnCalls):
         if self._moved is None or self._moved() is not model:
             self._moved = weakref.ref(model)
         recorder = self.recorder
-        recorder.end_step(state.global_step, time.perf_counter() - self._step_began)
+        finite = recorder.end_step(state.global_step, time.perf_counter() - self._step_began)
         self.closer_look.step_ends(state.global_step, flushed=flushes_at(state.global_step))
         if (
             flushes_at(state.global_step)
             or control.should_save
             or control.should_evaluate
-            or (world_size() == 1 and self._on_cpu and not recorder.last_is_finite())
+            or (not finite and world_size() == 1)
         ):
             self._flush()
             if optimizer is not None:
@@ -354,10 +349,6 @@ class Recipe(OwnCalls):
 
     def _is_moved(self, model: Any) -> bool:
         return self._moved is not None and self._moved() is model
-
-    @property
-    def _on_cpu(self) -> bool:
-        return self.trainer is None or self.trainer.args.device.type == "cpu"
 
     def _hear(self, finding: Finding) -> None:
         if finding.severity == "error":

@@ -7,7 +7,6 @@ through untouched. `Seams.remove` deletes the attributes, so that nothing is lef
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Callable, Mapping
 from itertools import zip_longest
@@ -191,10 +190,8 @@ class Seams:
                 self.before_backward(inputs)
             with self.closer_look.watching(model):
                 loss = inner(model, inputs, *args, **kwargs)
-            if isinstance(loss, torch.Tensor):
-                recorder.micro_batches.append(loss)
-                if not loss.is_cuda and not math.isfinite(loss):
-                    self.closer_look.not_finite(inputs)
+            if isinstance(loss, torch.Tensor) and not recorder.add(loss):
+                self.closer_look.not_finite(inputs)
             if self.rows is not None:
                 recorder.rows.extend(self.rows.take())
             return loss
