@@ -204,10 +204,8 @@ def record(figures: Figures, name: str, found: dict[str, Any], limit: float) -> 
         note=f"of {found['pass_ms']:.0f} ms; {found['data_seconds']:.2f} s more for the data "
         f"checks of {ROWS} rows",
     )
-    skipped = found["skipped_for_cost"]
-    figures.record(
-        f"{name}: checks skipped for cost", len(skipped), most=0, note=", ".join(skipped)
-    )
+    left = found["skipped_for_cost"]
+    figures.record(f"{name}: skipped for cost", len(left), most=0, note=", ".join(left))
     for probe, cost in list(found["probes"].items())[:SHOWN]:
         figures.record(f"{name}, {probe}", cost)
 
