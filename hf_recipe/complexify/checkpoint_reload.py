@@ -27,7 +27,6 @@ from transformers import PreTrainedModel
 from hf_recipe.core.check import Check, Measurement, Skip, private
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.distributed import from_rank_0, rank
-from hf_recipe.instruments.heads import bare
 from hf_recipe.instruments.overrides import overrides
 from hf_recipe.instruments.reloading import (
     difference_of_outputs,
@@ -267,9 +266,7 @@ def _adapters(
         for name, tensor in kept.items()
         if tensor is not None and not same_values(trained[name], tensor)
     )
-    if not _is_current(bare(model), differing, missing, current) and current is not None:
-        differing = ()
-    elif current is None and len(differing) + len(missing) == len(trained):
+    if current is False or (current is None and len(differing) + len(missing) == len(trained)):
         differing = ()  # weights of another step
     return replace(found, against=FILE, missing=missing, differing=differing, tensors=len(trained))
 

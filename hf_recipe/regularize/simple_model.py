@@ -40,7 +40,7 @@ class AgainstSimple(Measurement):
         gain: simple - model, row by row; standard_error: of it.
         rows: rows compared.
         more_right: accuracy of the model less that of the simple one; None: no classes.
-        right_error: its standard error.
+        right_error: its standard error; 0 where there are no classes.
         steps, total_steps: done and planned; None: not known.
         split: the evaluation set.
     """
@@ -52,7 +52,7 @@ class AgainstSimple(Measurement):
     standard_error: float
     rows: int
     more_right: float | None = None
-    right_error: float = math.nan
+    right_error: float = 0.0
     steps: int = 0
     total_steps: int | None = None
     split: str = ""
@@ -108,7 +108,7 @@ def _against(
     subject: Subject,
     split: str,
 ) -> AgainstSimple | None:
-    more_right, right_error = None, math.nan
+    more_right, right_error = None, 0.0
     if right and len(right) == len(simple.right):
         more_right, right_error = _mean_and_error(
             [m - s for m, s in zip(right, simple.right, strict=True)]
@@ -193,7 +193,7 @@ def _evaluated(simple: Reference, evaluation: Evaluation, split: str) -> Against
     if len(evaluation.row_losses) < len(simple.losses):
         return None  # an incomplete pass has another order of rows
     accuracy = evaluation.metrics.get("eval_accuracy")
-    more_right, error = None, math.nan
+    more_right, error = None, 0.0
     if accuracy is not None and simple.right:
         share, own = _mean_and_error(simple.right)
         more_right = accuracy - share
