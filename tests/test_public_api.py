@@ -7,10 +7,19 @@ import pytest
 import hf_recipe
 
 NAMES = [
+    "Augmentation",
+    "WeightAveraging",
+    "average_weights",
+    "set_dropout",
+    "Simulated",
+    "GradualUnfreezing",
+    "layerwise_rates",
+    "decay_groups",
     "CHECKS",
     "DistillationTrainer",
     "DistillationTrainingArguments",
     "EarlyStopping",
+    "GrowInput",
     "HockeyStickCallback",
     "InitialLossCallback",
     "LRDecayCallback",
@@ -22,6 +31,7 @@ NAMES = [
     "attach",
     "expected_initial_loss",
     "explain",
+    "group_split",
     "inspect_dataset",
     "seed_everything",
     "set_output_bias",

@@ -16,12 +16,11 @@ import torch
 from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.data.source import splits_of
+from hf_recipe.data.tokenizer import ROWS, SIZE, collated
 from hf_recipe.instruments.batches import Batch
 from hf_recipe.instruments.subject import Subject
 
 IGNORED = -100
-ROWS = 1_024  # a share of rows is then known to +- 1.6 points (one standard error at one half)
-SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,18 @@ def take_supervision(subject: Subject) -> Iterator[Located]:
     reasons = []
     for split in splits_of(subject) or ["train"]:
         try:
-            batches = subject.batches(split, rows=ROWS, size=SIZE)
-            yield Located(supervision(subject, split, batches), split)
+            yield Located(supervision(subject, split, _batches(subject, split)), split)
         except Skip as reason:
             reasons.append(str(reason))
     if len(reasons) == len(splits_of(subject) or ["train"]):
         raise Skip("; ".join(reasons))
+
+
+def _batches(subject: Subject, split: str) -> list[Batch]:
+    try:
+        return collated(subject, split)
+    except Skip:  # no token ids: images have labels too
+        return subject.batches(split, rows=ROWS, size=SIZE)
 
 
 def supervision(subject: Subject, split: str, batches: list[Batch]) -> Supervision:

@@ -15,8 +15,16 @@ import torch
 
 from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
-from hf_recipe.data.masks import IGNORED, ROWS, SIZE, shifts_labels
+from hf_recipe.data.masks import IGNORED, shifts_labels
 from hf_recipe.data.source import splits_of
+from hf_recipe.data.tokenizer import (
+    Special,
+    attended_tokens,
+    collated,
+    special_ids,
+    token_ids,
+    trailing,
+)
 from hf_recipe.instruments.batches import Batch
 from hf_recipe.instruments.subject import Subject
 
@@ -32,7 +40,9 @@ class TokenFacts(Measurement):
         padding, padding_labelled: positions of padding, and those that count in the loss.
         ends, ends_labelled: end tokens that are attended to beyond a row's first position, and
             end tokens (any that the model stops at) that count in the loss.
-        other_end: share of rows whose last supervised token is the same other special token.
+        end_known: whether the tokenizer itself names an end token.
+        other_end: share of rows that end with the same other special token: the last supervised
+            token, or one of the two before it (chat templates put a line break behind a turn).
         supervised: label positions that count, next to ids they can be compared with.
         aligned, ahead: of these, equal to the id at the same, at the next position.
         double_begin: rows that start with two beginning-of-sequence tokens.
@@ -48,6 +58,7 @@ class TokenFacts(Measurement):
     padding_labelled: int = 0
     ends: int = 0
     ends_labelled: int = 0
+    end_known: bool = False
     other_end: float = 0.0
     supervised: int = 0
     aligned: int = 0
@@ -60,49 +71,12 @@ class TokenFacts(Measurement):
     examples: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Special:
-    """The ids that mean something: padding, ends, beginnings, all special ones."""
-
-    pad: int | None
-    ends: frozenset[int]
-    begins: frozenset[int]
-    every: frozenset[int]
-
-
-def special_ids(subject: Subject) -> _Special:
-    """From the tokenizer, the config and the generation config, whichever there are."""
-    tokenizer = getattr(subject.processing_class, "tokenizer", subject.processing_class)
-    generation = getattr(subject.model, "generation_config", None)
-    holders = [held for held in (tokenizer, subject.config, generation) if held is not None]
-
-    def named(name: str) -> list[int]:
-        found: list[int] = []
-        for held in holders:
-            value = getattr(held, name, None)
-            found += value if isinstance(value, list) else [value] if value is not None else []
-        return found
-
-    pads = named("pad_token_id")
-    own_ends = getattr(tokenizer, "eos_token_id", None)
-    ends = [own_ends] if own_ends is not None else named("eos_token_id")
-    begin = [getattr(tokenizer, name, None) for name in ("bos_token_id", "cls_token_id")]
-    every = getattr(tokenizer, "all_special_ids", None) or []
-    return _Special(
-        pads[0] if pads else None,
-        frozenset(ends),
-        frozenset(i for i in begin if i is not None),
-        frozenset(every),
-    )
-
-
 def take_tokens(subject: Subject) -> Iterator[Located]:
     """Count over every split's batches."""
     reasons = []
     for split in splits_of(subject) or ["train"]:
         try:
-            batches = subject.batches(split, rows=ROWS, size=SIZE)
-            yield Located(token_facts(subject, batches), split)
+            yield Located(token_facts(subject, collated(subject, split)), split)
         except Skip as reason:
             reasons.append(str(reason))
     if len(reasons) == len(splits_of(subject) or ["train"]):
@@ -119,11 +93,8 @@ def token_facts(subject: Subject, batches: list[Batch]) -> TokenFacts:
     outside_rows: list[int] = []
     examples: list[int] = []
     for batch in batches:
-        ids = batch.inputs.get("input_ids")
-        if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or ids.is_floating_point():
-            raise Skip("the batches carry no token ids")
-        ids = ids.detach().cpu()
-        attended = _attended(batch, ids, special)
+        ids = token_ids(batch)
+        attended = attended_tokens(batch, ids, special)
         totals["rows"] += len(ids)
         totals["highest"] = max(totals["highest"], int(ids.max()) if ids.numel() else 0)
         if embeddings is not None:
@@ -139,13 +110,14 @@ def token_facts(subject: Subject, batches: list[Batch]) -> TokenFacts:
                 totals, ids, attended, labels.detach().cpu(), special, shifted, answers
             )
             examples += _rows(batch, counted)
-            last += _last_labels(labels.detach().cpu())
+            last += _last_labels(labels.detach().cpu(), special)
     common = max(set(last), key=last.count) if last else None
     other = common in special.every and common not in special.ends
     return TokenFacts(
         **totals,
         generates=shifted or answers,
         shifted=shifted,
+        end_known=special.declared,
         embeddings=embeddings,
         other_end=last.count(common) / len(last) if other and common is not None else 0.0,
         outside_rows=tuple(outside_rows[:20]),
@@ -158,7 +130,7 @@ def _labels(
     ids: torch.Tensor,
     attended: torch.Tensor,
     labels: torch.Tensor,
-    special: _Special,
+    special: Special,
     shifted: bool,
     answers: bool,
 ) -> torch.Tensor:
@@ -167,7 +139,7 @@ def _labels(
     is_end = torch.isin(labels, torch.tensor(sorted(special.ends), dtype=labels.dtype))
     if answers:  # labels are a sequence of their own, padded at its end
         padding = (
-            _trailing(labels, special.pad) if special.pad not in special.ends else counted & False
+            trailing(labels, special.pad) if special.pad not in special.ends else counted & False
         )
         totals["padding"] += int((padding | ~counted).sum())
         totals["padding_labelled"] += int(padding.sum())
@@ -199,25 +171,7 @@ def _labels(
     return padding
 
 
-def _attended(batch: Batch, ids: torch.Tensor, special: _Special) -> torch.Tensor:
-    """Positions that are no padding: by the mask, else by runs of the padding id at the ends."""
-    mask = batch.inputs.get("attention_mask")
-    if isinstance(mask, torch.Tensor) and mask.shape == ids.shape:
-        return mask.detach().cpu() != 0
-    if special.pad is None or special.pad in special.ends:
-        return torch.ones_like(ids, dtype=torch.bool)
-    leading = _trailing(ids.flip(1), special.pad).flip(1)
-    return ~(_trailing(ids, special.pad) | leading)
-
-
-def _trailing(values: torch.Tensor, pad: int | None) -> torch.Tensor:
-    """Positions of the run of `pad` that a row ends with."""
-    if pad is None:
-        return torch.zeros_like(values, dtype=torch.bool)
-    return (values == pad).flip(1).long().cumprod(dim=1).flip(1).bool()
-
-
-def _double_begin(ids: torch.Tensor, attended: torch.Tensor, special: _Special) -> torch.Tensor:
+def _double_begin(ids: torch.Tensor, attended: torch.Tensor, special: Special) -> torch.Tensor:
     """Rows whose first two attended tokens are the same beginning-of-sequence token."""
     if ids.shape[1] < 2 or not special.begins:
         return torch.zeros(len(ids), dtype=torch.bool)
@@ -228,10 +182,14 @@ def _double_begin(ids: torch.Tensor, attended: torch.Tensor, special: _Special) 
     return (one == two) & torch.isin(one, begins) & attended[rows, first + 1]
 
 
-def _last_labels(labels: torch.Tensor) -> list[int]:
-    places = torch.arange(labels.shape[1]).expand_as(labels)
-    last = torch.where(labels != IGNORED, places, -1).max(dim=1).values
-    return [int(labels[i, place]) for i, place in enumerate(last.tolist()) if place >= 0]
+def _last_labels(labels: torch.Tensor, special: Special) -> list[int]:
+    """Each row's last supervised token, or the special one just before it."""
+    found = []
+    for row in labels:
+        end = row[row != IGNORED][-3:].tolist()[::-1]
+        if end:
+            found.append(next((token for token in end if token in special.every), end[0]))
+    return found
 
 
 def _rows(batch: Batch, flags: torch.Tensor) -> list[int]:
@@ -303,9 +261,13 @@ def labels_shifted(
         )
 
 
-def double_bos(seen: TokenFacts) -> Iterator[Fault]:
+def double_bos(
+    seen: TokenFacts,
+    *,
+    share: Annotated[float, "of the rows; a masked LM draws a second one by chance"] = 0.02,
+) -> Iterator[Fault]:
     """Rows that begin twice."""
-    if seen.double_begin:
+    if seen.double_begin > share * seen.rows:
         yield Fault(
             message=f"{seen.double_begin:,} of {seen.rows:,} rows start with two "
             "beginning-of-sequence tokens",
