@@ -12,8 +12,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hf_recipe.baselines.equivalence import assert_equivalent as assert_equivalent
     from hf_recipe.baselines.initial_loss import expected_initial_loss as expected_initial_loss
     from hf_recipe.baselines.output_bias import set_output_bias as set_output_bias
+    from hf_recipe.baselines.seed import seed_everything as seed_everything
     from hf_recipe.catalogue import CHECKS as CHECKS
     from hf_recipe.complexify.growth import GrowInput as GrowInput
     from hf_recipe.core.report import Report as Report
@@ -63,12 +65,14 @@ _HOMES = {
     "RecipeCallback": "hf_recipe.trainer.callback",
     "RecipeError": "hf_recipe.trainer.border",
     "Report": "hf_recipe.core.report",
+    "assert_equivalent": "hf_recipe.baselines.equivalence",
     "attach": "hf_recipe.trainer.attach",
     "compare_with_human": "hf_recipe.trainer.human",
     "explain": "hf_recipe.explanation",
     "expected_initial_loss": "hf_recipe.baselines.initial_loss",
     "group_split": "hf_recipe.data.resplit",
     "inspect_dataset": "hf_recipe.inspection",
+    "seed_everything": "hf_recipe.baselines.seed",
     "set_output_bias": "hf_recipe.baselines.output_bias",
 }
 

@@ -27,12 +27,14 @@ NAMES = [
     "RecipeError",
     "Report",
     "__version__",
+    "assert_equivalent",
     "attach",
     "compare_with_human",
     "expected_initial_loss",
     "explain",
     "group_split",
     "inspect_dataset",
+    "seed_everything",
     "set_output_bias",
 ]
 

@@ -9,6 +9,7 @@ cancel exactly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
@@ -100,6 +101,8 @@ def example_leak(
         return
     if dependence.own == 0 and dependence.other == 0:
         return  # a constant output: another check's affair
+    if not (math.isfinite(dependence.own) and math.isfinite(dependence.other)):
+        return  # NaN says nothing of what depends on what
     yield Fault(
         f"outputs of a row have a gradient of {dependence.other:.2e} on other rows' "
         f"inputs ({dependence.source}; own: {dependence.own:.2e})",

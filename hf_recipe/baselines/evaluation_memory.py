@@ -113,7 +113,7 @@ def _bytes(value: Any) -> int:
 def free_memory() -> int | None:
     """Main memory that is free, in bytes; None where the system does not say."""
     try:
-        import psutil  # type: ignore[import-untyped]
+        import psutil
     except ImportError:
         try:
             return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

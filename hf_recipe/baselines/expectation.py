@@ -21,6 +21,7 @@ import torch
 from torch.nn import functional
 
 CHUNK = 1 << 24  # elements of a temporary: 64 MB in single precision
+DOUBLE = 1 << 22  # more logits than these stay in single precision: their sums do not
 
 
 def expected_initial_loss(
@@ -68,7 +69,7 @@ def aligned(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, str]:
     """Logits (N, K), labels (N,) or (N, K), groups 0..G-1 (N,) and the problem type."""
     z, y = torch.as_tensor(logits).detach(), torch.as_tensor(labels).detach()
-    z = z.double() if z.numel() <= CHUNK else z.float()
+    z = z.double() if z.numel() <= DOUBLE else z.float()
     y = y.to(z.device)
     if problem_type is None:
         problem_type = _problem_type(z, y)

@@ -74,13 +74,7 @@ def measure_initial_loss(subject: Subject) -> Iterator[InitialLoss]:
     """Measure the loss of a few batches before step 1."""
     start = observe_start(subject)
     head = start.pooled
-    expected, standard_error = expected_initial_loss(
-        head.logits,
-        head.labels,
-        problem_type=head.problem_type,
-        groups=head.groups,
-        label_smoothing=head.smoothing,
-    )
+    expected, standard_error = expectation_of(subject, head)
     recomputed = start.recomputed
     subject.cache["initial_loss"] = True
     yield InitialLoss(
@@ -100,6 +94,20 @@ def measure_initial_loss(subject: Subject) -> Iterator[InitialLoss]:
         redrawn=start.redrawn,
         remade=start.remade,
     )
+
+
+def expectation_of(subject: Subject, head: Head) -> tuple[float, float]:
+    """`expected_initial_loss` of the start's pooled head, computed once for all who ask."""
+    if "expectation" not in subject.cache:
+        subject.cache["expectation"] = expected_initial_loss(
+            head.logits,
+            head.labels,
+            problem_type=head.problem_type,
+            groups=head.groups,
+            label_smoothing=head.smoothing,
+        )
+    expected, standard_error = subject.cache["expectation"]
+    return expected, standard_error
 
 
 def remember_initial_loss(subject: Subject) -> Iterator[InitialLoss]:

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from hf_recipe.baselines.initial_loss import expected_initial_loss, relation_of
+from hf_recipe.baselines.initial_loss import expectation_of, relation_of
 from hf_recipe.baselines.start import Start, observe_start, uninformed
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
@@ -71,10 +71,7 @@ def measure_prior_gap(subject: Subject) -> Iterator[PriorGap]:
     seen = len(torch.unique(head.labels)) if head.problem_type == SOFTMAX else 1
     if seen * 4 > len(head.labels):
         raise Skip(f"{len(head.labels)} labels say too little of the frequencies of {seen} classes")
-    expected, error = expected_initial_loss(
-        head.logits, head.labels, problem_type=head.problem_type, groups=head.groups,
-        label_smoothing=head.smoothing,
-    )  # fmt: skip
+    expected, error = expectation_of(subject, head)
     gap, standard_error = prior_gap(head)
     yield PriorGap(
         gap=gap,
@@ -106,7 +103,7 @@ def frequencies(head: Head) -> torch.Tensor:
 def mean_prediction(head: Head, logits: torch.Tensor) -> torch.Tensor:
     """Mean probability (outputs,) that `logits` (rows, outputs) give; regression: mean value."""
     if head.problem_type == SOFTMAX:
-        return logits.softmax(-1).double().mean(0)
+        return logits.softmax(-1).mean(0, dtype=torch.double)
     if head.problem_type == BINARY:
         return logits.sigmoid().double().mean(0)
     return logits.double().mean(0)

@@ -7,11 +7,10 @@ model is not written, only measured.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,14 +18,17 @@ from typing import Annotated, Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import logging as hf_logging
 
 from hf_recipe.core.check import Check, Measurement, Probe, Skip, private
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.overrides import overrides
-from hf_recipe.instruments.quiet import restore_random_state, save_random_state
+from hf_recipe.instruments.reloading import (
+    difference_of_outputs,
+    hushed,
+    is_half,
+    lost_tensors,
+)
 from hf_recipe.instruments.subject import Subject
 
 WRITTEN_BYTES = 512 * 2**20  # larger models are not written for a rehearsal
@@ -79,7 +81,7 @@ def rehearse_saving(subject: Subject) -> Iterator[CheckpointRehearsal]:
         checkpoint_bytes=_checkpoint_bytes(subject),
         kept=_checkpoints_kept(subject),
         free_bytes=shutil.disk_usage(folder).free,
-        half=_is_half(subject.model),
+        half=is_half(subject.model),
     )
     own_way = any(overrides(trainer, n) for n in ("save_model", "_save", "_save_checkpoint"))
     if own_way or size > WRITTEN_BYTES or size > room.free_bytes or trainer.is_deepspeed_enabled:
@@ -92,10 +94,6 @@ def _nearest_folder(path: Path) -> Path:
     """The output folder, or the nearest folder above it that exists already."""
     path = path.absolute()
     return next(p for p in (path, *path.parents) if p.is_dir())
-
-
-def _is_half(model: nn.Module) -> bool:
-    return any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
 
 
 def _checkpoint_bytes(subject: Subject) -> int:
@@ -152,7 +150,7 @@ def _written_and_read(
     except OSError as error:
         return _failed(room, "write", error)
     try:
-        with _hushed():
+        with hushed():
             try:
                 subject.trainer._save(target)
             except Exception as error:  # whatever saving raises is what is measured
@@ -176,64 +174,20 @@ def _read_back(subject: Subject, target: Path, room: CheckpointRehearsal) -> Che
     if not isinstance(subject.model, PreTrainedModel):
         if hasattr(subject.model, "peft_config"):
             return replace(room, lost=() if stored else ("adapters",))
-        return replace(room, lost=_lost(subject.model, stored))
+        return replace(room, lost=lost_tensors(subject.model, stored))
     try:
         again = type(subject.model).from_pretrained(target, local_files_only=True)
     except Exception as error:  # a constructor with arguments of its own, a shape that differs
         return _failed(room, "load", error)
-    return replace(room, difference=_difference(subject, again))
+    return replace(room, difference=_compared(subject, again))
 
 
-def _lost(model: nn.Module, stored: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
-    """Names in the model's state that the file lacks or holds differently."""
-    lost = []
-    for name, tensor in model.state_dict().items():
-        kept = stored.get(name)
-        if kept is None or not torch.equal(kept.nan_to_num(), tensor.cpu().nan_to_num()):
-            lost.append(name)
-    return tuple(lost)
-
-
-def _difference(subject: Subject, again: PreTrainedModel) -> float | None:
-    """Largest difference between the outputs of the model and of its reloaded self."""
+def _compared(subject: Subject, again: PreTrainedModel) -> float | None:
     try:
         inputs = subject.batch(size=2).inputs
     except Skip:
         return None
-    subject.model.eval()
-    again.eval().to(subject.device)
-    random_state, outputs = save_random_state(), []
-    for model in (subject.model, again):
-        restore_random_state(random_state)
-        with torch.no_grad(), subject.trainer.compute_loss_context_manager():
-            outputs.append(_tensors(model(**inputs)))
-    worst = 0.0
-    for ours, theirs in zip(*outputs, strict=False):
-        if ours.shape != theirs.shape:
-            return math.inf
-        ours, theirs = ours.double().nan_to_num(), theirs.double().nan_to_num()
-        spread = max(float(ours.abs().mean()), 1e-6)
-        worst = max(worst, float((ours - theirs).abs().max()) / spread)
-    return worst
-
-
-def _tensors(outputs: Any) -> list[torch.Tensor]:
-    values = outputs.values() if isinstance(outputs, Mapping) else outputs
-    return [v for v in values if isinstance(v, torch.Tensor) and v.is_floating_point()]
-
-
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """No progress bars and no notes about loading while a rehearsal runs."""
-    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity(hf_logging.CRITICAL)
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()
+    return difference_of_outputs(subject, subject.model, again, inputs)
 
 
 # ---------------------------------------------------------------- the check

@@ -23,9 +23,10 @@ from hf_recipe.instruments.subject import Subject
 
 BATCHES = 8  # forwards without gradients: about three forward + backward passes
 ROWS = 512
+ENOUGH = 4096  # supervised positions: more batches of a sequence model would tell little
 ELEMENTS = 1 << 25  # logits kept: 128 MB in single precision
 DRAWS = 16  # fewer where one costs more than a forward
-TIED_DRAWS = 6  # each a forward of the first batch
+TIED_DRAWS, TIED_ROWS = 6, 4  # each draw a forward of these rows
 DRAW_COST = 2e10  # multiplications spent on all draws together
 
 
@@ -131,6 +132,8 @@ def _observe(subject: Subject) -> Start:
         heads.append(head)
         if sum(h.logits.numel() for h in heads) + head.logits.numel() > ELEMENTS:
             break
+        if len(heads) > 1 and sum(len(h.labels) for h in heads) >= ENOUGH:
+            break
     if len(hidden) != len(heads):
         layer, hidden = None, []
     start = Start(tuple(observed), tuple(heads), tuple(hidden), layer)
@@ -171,19 +174,23 @@ def _redraw(subject: Subject, start: Start) -> tuple[float, ...]:
 def _redraw_tied(subject: Subject, start: Start, layer: OutputLayer) -> tuple[float, ...]:
     """As `_redraw` where the weight is the input embedding too: the whole forward changes.
 
-    The first batch stands for all, shifted by what it differs from them.
+    A few rows of the first batch stand for all, shifted by what they differ from them.
     """
-    first = start.heads[0]
-    shift = start.pooled.loss() - first.loss()
+    first, batch = start.heads[0], subject.cache["start.batch"]
+    few = batch.take(range(min(len(batch), TIED_ROWS)))
+    kept = first.groups < len(few)
+    own = first.row_losses()[kept].double().mean()
+    if not bool(kept.any()):
+        few, own = batch, torch.tensor(first.loss())
+    shift = start.pooled.loss() - float(own)
     return tuple(
-        _loss_of(subject, subject.model, first) + shift
+        _loss_of(subject, subject.model, first, few) + shift
         for _ in redrawn_layers(subject.model, layer, TIED_DRAWS)
     )
 
 
-def _loss_of(subject: Subject, model: nn.Module, like: Head) -> float:
-    """The mean loss of `model` on the first batch, read as `like` was."""
-    batch: Batch = subject.cache["start.batch"]
+def _loss_of(subject: Subject, model: nn.Module, like: Head, batch: Batch) -> float:
+    """The mean loss of `model` on `batch`, read as `like` was."""
     watch = Watch(model)
     with watch.watching(layers=False):
         if subject.loss_function is None:
@@ -206,7 +213,7 @@ def _remake(subject: Subject, start: Start) -> tuple[float, ...]:
         fresh = redrawn_model(subject.model)
         if fresh is None:
             return ()
-        values.append(_loss_of(subject, fresh.eval(), head))
+        values.append(_loss_of(subject, fresh.eval(), head, subject.cache["start.batch"]))
     return tuple(values)
 
 

@@ -92,13 +92,22 @@ class Trace:
         return fitting[-1] if fitting else None
 
     def gradients(self, scalar: torch.Tensor) -> list[torch.Tensor | None]:
-        """The size of the gradient of `scalar` for each leaf: (rows, rest), float."""
+        """The size of the gradient of `scalar` for each leaf: (rows, rest), float.
+
+        Raises:
+            Skip: it is not finite: NaN says nothing of what depends on what.
+        """
         if not scalar.requires_grad:
             return [None for _ in self.leaves]
         found = torch.autograd.grad(
             scalar, [leaf.tensor for leaf in self.leaves], retain_graph=True, allow_unused=True
         )
-        return [None if g is None else g.detach().float().abs() for g in found]
+        sizes: list[torch.Tensor | None] = [
+            None if g is None else g.detach().float().abs() for g in found
+        ]
+        if not all(g is None or bool(g.isfinite().all()) for g in sizes):
+            raise Skip("gradients are not finite: weights, inputs or outputs hold NaN or infinity")
+        return sizes
 
     def along(self, leaf: Leaf, scalar: torch.Tensor) -> torch.Tensor:
         """The largest gradient of `scalar` on each token of `leaf`: (rows, positions).

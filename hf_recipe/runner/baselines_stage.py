@@ -19,13 +19,14 @@ from hf_recipe.core.report import Gate
 from hf_recipe.data.preview import preview
 from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.compare import Outcome
-from hf_recipe.instruments.distributed import from_rank_0, rank
+from hf_recipe.instruments.distributed import from_rank_0
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.subject import Subject
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.experiment import Lab
 from hf_recipe.runner.gates import baselines_gate
 from hf_recipe.runner.journey import Journey
+from hf_recipe.runner.looks import examiner_of, largest_batch
 from hf_recipe.runner.pieces import curves
 from hf_recipe.trainer.preflight import subject_of_trainer
 
@@ -38,17 +39,17 @@ def run(journey: Journey) -> Gate:
     args = lab.arguments(setup, setup.variant("one batch", lab.seeds[0]))
     trainer = lab.trainer(setup, args)
     subject = subject_of_trainer(trainer, fresh=not lab.pretrained)
-    examiner = Examiner(
-        lab.settings(), lab.report, hear=lab.show.finding, agree=from_rank_0, leads=rank() == 0
-    )
+    examiner = examiner_of(lab)
     _look_just_before_the_net(lab, subject)
     _first_loss(lab, subject)
     one_batch, text = _one_batch(lab, subject, examiner)
     examiner.examine(row_dependence, subject, guard=lambda: quiet(trainer.model, trainer=trainer))
+    largest_batch(examiner, trainer)
     leaking = any(finding.check == "example-leak" for finding in lab.report.flat)
     simplest = journey.outcomes(
         "simplest", setup.change(model="simplest", learning_rate=SIMPLEST_RATE)
     )
+    journey.simplest = simplest
     base = journey.outcomes("base", setup, watch=True)
     blind = [Outcome(blind_losses(lab.data)) for _ in lab.seeds]
     lab.report.exhibit(curves(base[0], "The baseline's course", "baselines"))

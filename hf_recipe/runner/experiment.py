@@ -34,6 +34,7 @@ from hf_recipe.regularize.augment import Augmentation
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.feed import Feed
 from hf_recipe.runner.ledger import Ledger, command_line, git_state, tracked
+from hf_recipe.runner.looks import check_saved
 from hf_recipe.runner.models import build, design_of, given_config
 from hf_recipe.runner.options import Options, split_list
 from hf_recipe.runner.pieces import (
@@ -163,6 +164,7 @@ class Lab:
             recipe.detach()
         if setup.keep:
             trainer.save_model(str(self.model_path(variant)))
+            check_saved(self, trainer, self.model_path(variant))
         if self.leads:
             shutil.rmtree(args.output_dir, ignore_errors=True)
         return outcome

@@ -21,12 +21,14 @@ class Journey:
         setup: the best known way to train.
         rows: the last table: what, validation loss, metric, seconds.
         gains: paired differences of all comparisons so far, (seeds, rows) each.
+        simplest: outcomes of the simplest model, once the baselines are there.
     """
 
     lab: Lab
     setup: Setup
     rows: list[list[str]] = field(default_factory=list)
     gains: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    simplest: list[Outcome] = field(default_factory=list)
 
     def outcomes(self, change: str, setup: Setup, *, watch: bool = False) -> list[Outcome]:
         """`setup` trained with every seed; with `watch` the first is reported on in full."""

@@ -10,6 +10,7 @@ from hf_recipe.instruments.compare import Outcome
 from hf_recipe.runner.data_worth import look_at_data
 from hf_recipe.runner.gates import regularize_gate
 from hf_recipe.runner.journey import Journey, train_loss, validation_loss
+from hf_recipe.runner.looks import against_simplest
 from hf_recipe.runner.pieces import curves
 from hf_recipe.runner.setup import Setup
 
@@ -60,6 +61,15 @@ def run(journey: Journey) -> Gate:
     lab.report.exhibit(curves(standing[0], "The regularized model's course", "regularize"))
     look_at_data(journey, standing)
     journey.note("regularize: " + (_kept(start, journey.setup) or "nothing kept"), standing)
+    if journey.simplest:
+        against_simplest(
+            lab,
+            validation_loss(journey.simplest),
+            validation_loss(standing),
+            journey.gain(journey.simplest, standing),
+            len(standing[0].row_losses),
+            int(standing[0].facts["steps"]),
+        )
     return regularize_gate(journey.gain(before, standing), _gap(before), _gap(standing))
 
 

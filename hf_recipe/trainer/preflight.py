@@ -14,9 +14,11 @@ from hf_recipe.core.check import Probe
 from hf_recipe.core.finding import MOMENTS
 from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.batches import rows_of_dataloader, rows_of_trainer
+from hf_recipe.instruments.distributed import rank
 from hf_recipe.instruments.held import held_generators, kept
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.subject import Plan, Subject, trainer_loss
+from hf_recipe.trainer.waiting import shown
 
 BEFORE_STEP_1 = ("dataset", "batch", "static", "probe")
 HELD = "held_generators"  # key of a subject's cache
@@ -168,7 +170,9 @@ def run_probes(
         again: which probes to run; all by default.
     """
     probes = [p for p in PROBES.values() if p.moment in BEFORE_STEP_1 and again(p)]
-    for probe in sorted(probes, key=lambda p: MOMENTS.index(p.moment)):
+    probes.sort(key=lambda p: MOMENTS.index(p.moment))
+    speaks = rank() == 0 and not getattr(subject.args, "disable_tqdm", False)
+    for probe in shown(probes, enabled=speaks):
         reason = _missing(probe, subject)
         if reason:
             examiner.skip(probe.measures, reason)

@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-from hf_recipe.baselines.one_batch import OneBatch, overfit_one_batch
 from hf_recipe.complexify.resuming import state_of
 from hf_recipe.core.check import Probe
 from hf_recipe.core.config import Settings
@@ -26,20 +25,21 @@ from hf_recipe.instruments.record import Recorder, flushes_at
 from hf_recipe.instruments.subject import Plan, Subject
 from hf_recipe.instruments.window import Window
 from hf_recipe.trainer import preflight
+from hf_recipe.trainer.album import Album
 from hf_recipe.trainer.border import RecipeError, event
 from hf_recipe.trainer.closer_look import CloserLook
 from hf_recipe.trainer.closing import Closing
 from hf_recipe.trainer.listening import ModelHook
+from hf_recipe.trainer.own_calls import OwnCalls
 from hf_recipe.trainer.seams import EvaluationRecorder, Seams
 from hf_recipe.trainer.units import Units
 from hf_recipe.trainer.variance import TrialVariance, measured_variance
 from hf_recipe.trainer.watch import Watch
 
 STATE_KEY = "hf_recipe"
-OVERFIT = Probe("overfit one batch", "probe", (OneBatch,), lambda subject: ())
 
 
-class Recipe:
+class Recipe(OwnCalls):
     """What `hf_recipe.attach` returns.
 
     Attributes:
@@ -57,6 +57,7 @@ class Recipe:
         self.evaluation = EvaluationRecorder()
         self.examiner = Examiner(settings, hear=self._hear, agree=from_rank_0, leads=rank() == 0)
         self.closing = Closing(self)
+        self.album = Album(settings, self.examiner.report)
         self.units = Units()
         self.watch = Watch(self.examiner)
         self.closer_look = CloserLook(self.examiner, trainer, self.recorder)
@@ -105,27 +106,6 @@ class Recipe:
         self.closing.after_preflight()
         self._stop_before_step_1()
         return self.findings
-
-    def overfit_one_batch(
-        self, *, rows: int | None = None, max_steps: int = 150
-    ) -> OneBatch | None:
-        """Train on one fixed batch until its floor, then put every weight back, bit for bit.
-
-        Args:
-            rows: rows of the batch; default: the per-device batch size, at most 16.
-            max_steps: steps of each attempt; a second attempt follows a ladder of rates.
-
-        Returns:
-            How it went; None where it could not be tried (``report.skipped`` says why).
-        """
-        probe = replace(
-            OVERFIT, take=lambda s: [overfit_one_batch(s, rows=rows, max_steps=max_steps)]
-        )
-        with self._before_training() as subject:
-            self.examiner.examine(probe, subject, lambda: preflight.guard_of(subject))
-        self.closing.write()
-        found = self.examiner.latest.get(OneBatch.kind())
-        return found if isinstance(found, OneBatch) else None
 
     def trial_variance(self, n: int = 5) -> TrialVariance:
         """Train this configuration n times, put all back, report the spread over seeds."""
@@ -198,6 +178,7 @@ class Recipe:
         self.plan = preflight.with_update(subject)
         self._examine(subject)
         self._measure_units(subject)
+        self.album.begin(subject)
         self.closer_look.begin(model, self.plan, self.closing.margins)
         self.closer_look.compare_noise(subject, seen.get("train_dataloader"))
         if subject.resumed:
@@ -267,6 +248,7 @@ class Recipe:
         self._flush()
         evaluation = self.evaluation.read(state.global_step, metrics, self.units.evaluation())
         self._fold(Window(evaluation=evaluation, plan=self.plan))
+        self.album.evaluated(state.global_step)
         self.closer_look.evaluated(self.evaluation.answers, evaluation)
         self.closing.evaluated(evaluation)
         self._act(control)
@@ -292,6 +274,7 @@ class Recipe:
             self._seams.unwatch_rows()
         if self._hook is not None:
             self._hook.remove()
+        self.album.end(state.global_step)
         self.closing.finished(state)
         self._act(control)
 

@@ -1,0 +1,76 @@
+"""What the main job looks at besides its experiments, with the user's selection of checks."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_recipe.baselines.batch_search import find_batch_size
+from hf_recipe.baselines.batch_size import BatchSize
+from hf_recipe.complexify.checkpoint_reload import CheckpointReload, check_checkpoint
+from hf_recipe.core.check import Probe
+from hf_recipe.core.exhibit import Answer
+from hf_recipe.examiner import Examiner
+from hf_recipe.instruments.compare import Gain
+from hf_recipe.instruments.distributed import from_rank_0, rank
+from hf_recipe.instruments.quiet import quiet
+from hf_recipe.regularize.simple_model import AgainstSimple, answer
+from hf_recipe.trainer.preflight import subject_of_trainer
+
+if TYPE_CHECKING:
+    from hf_recipe.runner.experiment import Lab
+
+BATCH_SECONDS = 4.0
+
+
+def examiner_of(lab: Lab) -> Examiner:
+    """An examiner that writes into the job's report."""
+    return Examiner(
+        lab.settings(), lab.report, hear=lab.show.finding, agree=from_rank_0, leads=rank() == 0
+    )
+
+
+def check_saved(lab: Lab, trainer: Any, path: Path) -> None:
+    """Load what was just saved again, and compare it with the model in memory."""
+    subject = subject_of_trainer(trainer, fresh=False)
+    probe = Probe(
+        "load the saved model again",
+        "end",
+        (CheckpointReload,),
+        lambda subject: check_checkpoint(subject, path),
+    )
+    guard = functools.partial(quiet, trainer.model, trainer=trainer)
+    examiner_of(lab).examine(probe, subject, guard)
+
+
+def largest_batch(examiner: Examiner, trainer: Any) -> None:
+    """The largest micro-batch that fits, and the knee of the speed."""
+    trainer.create_optimizer()
+    subject = subject_of_trainer(trainer, fresh=True)
+    take = functools.partial(find_batch_size, seconds=BATCH_SECONDS, noise=False)
+    guard = functools.partial(quiet, trainer.model, trainer=trainer)
+    examiner.examine(Probe("find the largest batch", "probe", (BatchSize,), take), subject, guard)
+    found = examiner.latest.get(BatchSize.kind())
+    if isinstance(found, BatchSize):
+        fits = f"all {found.largest} rows" if found.bounded else f"{found.largest} rows"
+        text = f"{fits} fit on a device; speed levels off at {found.knee}"
+        examiner.report.answer(Answer("How large can a batch be?", "baselines", text))
+
+
+def against_simplest(
+    lab: Lab, simplest: float, model: float, gain: Gain, rows: int, steps: int
+) -> None:
+    """The regularized model against the simplest one, over the same seeds and rows."""
+    measured = AgainstSimple(
+        name="simplest",
+        simple=simplest,
+        model=model,
+        gain=gain.mean,
+        standard_error=(gain.high - gain.mean) / 2,
+        rows=rows,
+        steps=steps,
+        split="validation",
+    )
+    examiner_of(lab).judge(measured, "eval", split="validation")
+    lab.report.answer(answer(measured))
