@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from hf_recipe.baselines.initial_loss import expected_initial_loss as expected_initial_loss
     from hf_recipe.baselines.output_bias import set_output_bias as set_output_bias
     from hf_recipe.catalogue import CHECKS as CHECKS
+    from hf_recipe.complexify.growth import GrowInput as GrowInput
     from hf_recipe.core.report import Report as Report
+    from hf_recipe.data.resplit import group_split as group_split
     from hf_recipe.explanation import explain as explain
     from hf_recipe.inspection import inspect_dataset as inspect_dataset
     from hf_recipe.regularize.early_stopping import EarlyStopping as EarlyStopping
@@ -37,6 +39,7 @@ _HOMES = {
     "DistillationTrainer": "hf_recipe.tune.distillation",
     "DistillationTrainingArguments": "hf_recipe.tune.distillation_arguments",
     "EarlyStopping": "hf_recipe.regularize.early_stopping",
+    "GrowInput": "hf_recipe.complexify.growth",
     "HockeyStickCallback": "hf_recipe.trainer.callback",
     "InitialLossCallback": "hf_recipe.trainer.callback",
     "LRDecayCallback": "hf_recipe.trainer.callback",
@@ -46,6 +49,7 @@ _HOMES = {
     "attach": "hf_recipe.trainer.attach",
     "explain": "hf_recipe.explanation",
     "expected_initial_loss": "hf_recipe.baselines.initial_loss",
+    "group_split": "hf_recipe.data.resplit",
     "inspect_dataset": "hf_recipe.inspection",
     "set_output_bias": "hf_recipe.baselines.output_bias",
 }

@@ -35,6 +35,7 @@ from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.subject import Subject
 
 READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+INSPECTED_ROWS = 1_000_000
 LABEL_NAMES = (*LABELS, "target", "targets", "class", "y", "score", "rating")
 
 
@@ -177,7 +178,7 @@ def _is_lines(path: Path) -> bool:
 def read_split(name: str, data: Any) -> Source:
     """One split as a source; a stream is sampled from its front."""
     if has_rows(data):
-        return read_source(Rows(data, data, _no_collator, name))
+        return read_source(Rows(data, data, _no_collator, name), limit=INSPECTED_ROWS)
     return read_stream(name, data)
 
 

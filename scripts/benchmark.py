@@ -2,10 +2,7 @@
 
     python scripts/benchmark.py overhead       # what attach() costs a step
     python scripts/benchmark.py healthy        # how many healthy runs raise an alarm
-    python scripts/benchmark.py initial-loss   # false alarms and power of the initial loss
-    python scripts/benchmark.py distill        # memory and time of the distillation loss
-    python scripts/benchmark.py loss-law       # the final loss under a schedule not seen
-    python scripts/benchmark.py --help
+    python scripts/benchmark.py --help         # the rest: each benchmark_NAME.py is a command NAME
 
 Speeds are ratios within one run, paired and interleaved: machines are shared and noisy. Every
 command prints its figures and writes them as JSON, with commit, versions and seeds, to --out.
@@ -211,11 +208,9 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "healthy": healthy,
     "overhead": overhead,
 }
-SCRIPTS = {
-    "distill": "benchmark_distill.py",
-    "initial-loss": "benchmark_initial_loss.py",
-    "loss-law": "benchmark_loss_law.py",
-    "tune": "benchmark_tune.py",
+SCRIPTS = {  # benchmark_loss_law.py is the command loss-law
+    path.stem.removeprefix("benchmark_").replace("_", "-"): path
+    for path in sorted(Path(__file__).parent.glob("benchmark_*.py"))
 }
 
 
@@ -229,8 +224,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the JSON")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each healthy run")
     if sys.argv[1:2] and sys.argv[1] in SCRIPTS:  # a script of its own, with flags of its own
-        script = Path(__file__).with_name(SCRIPTS[sys.argv[1]])
-        return subprocess.run([sys.executable, str(script), *sys.argv[2:]], cwd=ROOT).returncode
+        command = [sys.executable, str(SCRIPTS[sys.argv[1]]), *sys.argv[2:]]
+        return subprocess.run(command, cwd=ROOT).returncode
     options = parser.parse_args()
     return COMMANDS[options.command](options)
 

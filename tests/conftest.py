@@ -5,6 +5,7 @@ import os
 os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
+    HF_RECIPE_CACHE="off",
     WANDB_MODE="offline",
     WANDB_SILENT="true",
     TOKENIZERS_PARALLELISM="false",

@@ -11,6 +11,7 @@ NAMES = [
     "DistillationTrainer",
     "DistillationTrainingArguments",
     "EarlyStopping",
+    "GrowInput",
     "HockeyStickCallback",
     "InitialLossCallback",
     "LRDecayCallback",
@@ -21,6 +22,7 @@ NAMES = [
     "attach",
     "expected_initial_loss",
     "explain",
+    "group_split",
     "inspect_dataset",
     "set_output_bias",
 ]

@@ -120,7 +120,7 @@ class LossLaw:
             centres.append(centre)
             widths.append(max(float(np.sqrt(variance)), 1e-12 * abs(centre) + 1e-300))
             weights.append(member.weight)
-        return _quantiles(np.array(centres), np.array(widths), np.array(weights), level)
+        return quantiles(np.array(centres), np.array(widths), np.array(weights), level)
 
     def _delays(self) -> list[float]:
         return list(dict.fromkeys(member.delay for member in self.members))
@@ -380,7 +380,7 @@ def _independent(residuals: Array) -> float:
     return max(FEWEST / 2, len(residuals) * (1 - along) / (1 + along))
 
 
-def _quantiles(centres: Array, widths: Array, weights: Array, level: float) -> tuple[float, float]:
+def quantiles(centres: Array, widths: Array, weights: Array, level: float) -> tuple[float, float]:
     """The central interval of a mixture of normal distributions."""
     weights = weights / weights.sum()
     low, high = float((centres - 9 * widths).min()), float((centres + 9 * widths).max())

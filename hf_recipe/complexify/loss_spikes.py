@@ -37,6 +37,8 @@ class LossCourse(Measurement):
         levels: medians over eight steps each, the last ones, in order; at most eight.
         noise: standard deviation of one step, from differences of neighbours; robust.
         ended: whether training is over.
+        calm: ``noise`` when the lowest level was reached: a lost course is noisy itself, and must
+            not hide behind that; 0: not known.
     """
 
     steps: int
@@ -45,6 +47,7 @@ class LossCourse(Measurement):
     levels: tuple[float, ...]
     noise: float
     ended: bool
+    calm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def follow_course(
     state: dict[str, Any], window: Window, seen: Mapping[str, Measurement]
 ) -> tuple[dict[str, Any], LossCourse | None]:
     """Keep the last losses and the lowest level; measures at every flush from step 16 on."""
-    state = {"steps": 0, "initial": None, "lowest": None, "recent": [], **state}
+    state = {"steps": 0, "initial": None, "lowest": None, "calm": 0.0, "recent": [], **state}
     losses = [s.loss for s in window.steps if math.isfinite(s.loss)]
     if losses and state["initial"] is None:
         before = getattr(seen.get("InitialLoss"), "observed", -math.inf)
@@ -102,15 +105,17 @@ def follow_course(
         return state, None
     first = len(recent) % BLOCK
     levels = [median(recent[i : i + BLOCK]) for i in range(first, len(recent), BLOCK)]
-    lowest = min(levels) if state["lowest"] is None else min(state["lowest"], *levels)
-    state["lowest"] = lowest
+    noise, lowest = noise_of(recent), min(levels)
+    if state["lowest"] is None or lowest < state["lowest"]:
+        state |= {"lowest": lowest, "calm": noise}
     return state, LossCourse(
         steps=state["steps"],
         initial=state["initial"],
-        lowest=lowest,
+        lowest=state["lowest"],
         levels=tuple(levels),
-        noise=noise_of(recent),
+        noise=noise,
         ended=window.ended,
+        calm=state["calm"],
     )
 
 
@@ -200,6 +205,11 @@ def left_course(
     margin = max(rise * abs(course.initial), noises * course.noise)
     above = [level - course.initial > margin for level in course.levels]
     returning = now - course.initial < 0.8 * (before - course.initial)
+    calm = max(rise * abs(course.initial), noises * (course.calm or course.noise))
+    late = course.levels[-lasting:]
+    if len(late) == lasting and all(level - course.initial > calm for level in late):
+        yield _diverged(course, now, f"it began at {course.initial:.4g}")
+        return
     settled = course.ended or (all(above[-lasting:]) and len(above) >= lasting)
     at_once = not returning and now - course.initial > 2 * noises * wander
     if above[-1] and above[-2] and (settled or at_once):

@@ -60,20 +60,24 @@ def repeats(source: Source, inputs: tuple[str, ...], label: str | None) -> Repea
         if label is not None:
             labels.append(table_hashes(chunk, [label]))
     every = np.concatenate(hashes)
-    _, first, places, counts = np.unique(
-        every, return_index=True, return_inverse=True, return_counts=True
-    )
-    later = np.ones(len(every), dtype=bool)
-    later[first] = False
+    order = np.argsort(every, kind="stable")  # equal rows stand side by side, the first one first
+    new = np.ones(len(every), dtype=bool)
+    new[1:] = every[order[1:]] != every[order[:-1]]
+    later = np.zeros(len(every), dtype=bool)
+    later[order[~new]] = True
     found = Repeats(
         columns=tuple(inputs),
         rows=len(every),
-        distinct=len(counts),
+        distinct=int(new.sum()),
         copies=int(later.sum()),
         examples=tuple(source.rows[later][:20].tolist()),
         note=source.note,
     )
-    return _conflicts(found, source, places, np.concatenate(labels)) if labels else found
+    if not labels:
+        return found
+    places = np.empty(len(every), dtype=np.int64)
+    places[order] = np.cumsum(new) - 1
+    return _conflicts(found, source, places, np.concatenate(labels))
 
 
 def _conflicts(found: Repeats, source: Source, places: np.ndarray, labels: np.ndarray) -> Repeats:

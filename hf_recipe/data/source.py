@@ -50,6 +50,7 @@ class Source:
         features: the `datasets` feature of each column, where there are any.
         data: a `datasets.Dataset` or a table of the rows that are read.
         varies: whether reading a row twice gave two different rows (augmentation).
+        kept: what was derived from the rows once, for others to use.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Source:
     features: Mapping[str, Any]
     data: Any = field(repr=False)
     varies: bool = False
+    kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -24,6 +24,7 @@ import pyarrow as pa
 from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.data.hashing import Hashes, is_list, row_bits, table_hashes
+from hf_recipe.data.near import near_leak
 from hf_recipe.data.source import Roles, Source, roles_of, source_of
 from hf_recipe.instruments.subject import Subject
 
@@ -290,7 +291,8 @@ SPLIT_LEAK = Check(
     fix="seen = set(map(str, train[column])); "
     "validation = validation.filter(lambda row: str(row[column]) not in seen)",
     source="Karpathy 2019; Lee et al. 2022 (arXiv:2107.06499)",
-    judges=(split_leak,),
+    judges=(split_leak, near_leak),
     unsure="Inputs from a small world of long sequences (counting, grammars) repeat lawfully; they "
-    "are told from copies by how often training rows repeat each other. Near copies are not seen.",
+    "are told from copies by how often training rows repeat each other. Near copies are searched "
+    "by inspect_dataset alone.",
 )

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 
-from hf_recipe.core.exhibit import Answer, Curve, Ladder, Line, Rung
+from hf_recipe.core.exhibit import Answer, Ladder, Rung
 from hf_recipe.core.report import Gate
 from hf_recipe.instruments.compare import Outcome
 from hf_recipe.runner.gates import complexify_gate
+from hf_recipe.runner.growing import grow_input, try_next_rung
 from hf_recipe.runner.journey import Journey, mean, train_loss, validation_loss
 from hf_recipe.runner.pieces import curves
-
-FACTORS = (0.2, 0.5, 1.0, 2.0, 4.0)
-RACE_SHARE = 0.3  # of the epochs: enough to rank rates, not to finish
+from hf_recipe.runner.racing import race
 
 
 def run(journey: Journey) -> Gate:
     """Grow, race, decay; leaves the setup that fits the training rows best."""
     _grow(journey)
-    outcomes = _decay(journey, _race(journey))
+    best = race(journey)
+    try_next_rung(journey, best)
+    grow_input(journey, best)
+    outcomes = _decay(journey, best)
     journey.note("complexify: " + journey.setup.model, outcomes)
     first = outcomes[0]
     journey.lab.report.exhibit(curves(first, "The large model's course", "complexify"))
@@ -68,36 +70,6 @@ def _grow(journey: Journey) -> None:
     lab.report.exhibit(Ladder("Growth", "complexify", rungs, lab.metric_name))
     if gain.verdict is True:
         journey.setup = large
-
-
-def _race(journey: Journey) -> float:
-    """Short trainings at constant rates; the rate with the lowest training loss."""
-    lab, setup = journey.lab, journey.setup
-    short = setup.change(schedule="constant", epochs=max(1.0, round(setup.epochs * RACE_SHARE)))
-    rates = [setup.learning_rate * factor for factor in FACTORS]
-    losses = []
-    for rate in rates:
-        outcome = lab.run(f"constant rate {rate:.1e}", short.change(learning_rate=rate))
-        losses.append(train_loss([outcome]))
-    lines = (Line("training loss", tuple(rates), tuple(losses)),)
-    lab.report.exhibit(
-        Curve("Race of rates", "complexify", "learning rate", "loss", lines, log_x=True)
-    )
-    finite = [(loss, rate) for loss, rate in zip(losses, rates, strict=True) if math.isfinite(loss)]
-    if not finite:
-        return setup.learning_rate
-    best = min(finite)[1]
-    edge = best in (rates[0], rates[-1])
-    lab.report.answer(
-        Answer(
-            "Which learning rate?",
-            "complexify",
-            f"{best:.1e} at a constant rate"
-            + (", the edge of the race: try beyond it" if edge else ""),
-            {"rates": rates, "losses": losses},
-        )
-    )
-    return best
 
 
 def _decay(journey: Journey, best: float) -> list[Outcome]:

@@ -13,7 +13,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,11 @@ from hf_recipe.instruments.distributed import rank, world_size
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.feed import Feed
 from hf_recipe.runner.ledger import SEEN_BEFORE, Ledger, command_line, git_state, tracked
-from hf_recipe.runner.models import build, given_config
+from hf_recipe.runner.models import build, design_of, given_config
 from hf_recipe.runner.options import Options, split_list
-from hf_recipe.runner.pieces import Part, WholeEvaluation, row_losses
+from hf_recipe.runner.pieces import Part, WholeEvaluation, norm_quantile, row_losses
+from hf_recipe.runner.scaled import ScaledFeed
+from hf_recipe.runner.setup import Setup
 from hf_recipe.runner.show import Show
 from hf_recipe.trainer.attach import attach, known_thresholds
 from hf_recipe.trainer.metrics import PRIMARY, compute_metrics_for
@@ -43,41 +44,6 @@ from hf_recipe.trainer.metrics import PRIMARY, compute_metrics_for
 EVALUATIONS, TRAIN_SAMPLE = 6, 1024
 RATES = {"image": 2e-3, "text": 5e-4, "numbers": 3e-3, "pretrained": 3e-5}
 EPOCHS = {"image": 24.0, "text": 8.0, "numbers": 30.0, "pretrained": 3.0}
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Everything that an experiment may change. `change` gives a new one.
-
-    Attributes:
-        model: "simplest", "student", "base" or "large".
-        epochs: passes over `part`.
-        schedule: a name of transformers' schedules.
-        warmup: share of the steps.
-        part: which rows to learn from: "train" or "train+validation".
-        teacher: folder of a saved model to learn from; "" for none.
-        keep: whether the weights are saved.
-    """
-
-    model: str
-    learning_rate: float
-    epochs: float
-    schedule: str = "linear"
-    warmup: float = 0.05
-    weight_decay: float = 0.0
-    dropout: float = 0.0
-    label_smoothing: float = 0.0
-    augment: bool = False
-    early_stopping: bool = False
-    part: str = "train"
-    teacher: str = ""
-    keep: bool = False
-
-    def change(self, **changes: Any) -> Setup:
-        return replace(self, **changes)
-
-    def variant(self, change: str, seed: int = 0) -> Variant:
-        return Variant(change, asdict(self), seed)
 
 
 class Lab:
@@ -92,7 +58,11 @@ class Lab:
     def __init__(self, options: Options, data: Data, folder: Path, show: Show) -> None:
         self.options, self.data, self.folder, self.show = options, data, folder, show
         self.pretrained = options.model.model_name_or_path is not None
-        self.feed = Feed(data, options, folder, given_config(options))
+        config = given_config(options)
+        self.given = config is not None
+        design_of(data, options, "base")  # a mistyped one is told before anything is trained
+        self.feed = Feed(data, options, folder, config)
+        self._feeds: dict[float, Feed] = {1.0: self.feed}
         self.report = Report(title=f"The recipe on {data.name}")
         self.stage: Stage = "data"
         self.metric_name = PRIMARY[data.task]
@@ -130,6 +100,12 @@ class Lab:
             dropout=float(self.options.model.dropout),
             label_smoothing=float(args.label_smoothing_factor),
         )
+
+    def feed_for(self, setup: Setup) -> Feed:
+        """The rows at the size that `setup` asks for."""
+        if setup.share not in self._feeds:
+            self._feeds[setup.share] = ScaledFeed(self.feed, setup.share)
+        return self._feeds[setup.share]
 
     def run(
         self, change: str, setup: Setup, seed: int | None = None, *, watch: bool = False
@@ -185,16 +161,17 @@ class Lab:
     def trainer(self, setup: Setup, args: Any) -> Trainer:
         """A Trainer for `setup`, its model freshly drawn."""
         set_seed(args.seed)
-        model = build(self.data, self.feed, self.options, setup.model, setup.dropout)
+        feed = self.feed_for(setup)
+        model = build(self.data, feed, self.options, setup.model, setup.dropout)
         if not self.pretrained:
-            self.bias = self._init_well(model)
+            self.bias = self._init_well(model, feed)
         common: dict[str, Any] = {
             "model": model,
             "args": args,
-            "train_dataset": self.feed.rows(setup.part, augment=setup.augment),
-            "eval_dataset": self.feed.rows("validation"),
-            "data_collator": self.feed.collate,
-            "processing_class": self.feed.processing_class,
+            "train_dataset": feed.rows(setup.part, augment=setup.augment),
+            "eval_dataset": feed.rows("validation"),
+            "data_collator": feed.collate,
+            "processing_class": feed.processing_class,
             "compute_metrics": compute_metrics_for(self.data.task, scale=self.data.scale),
         }
         if setup.teacher:
@@ -211,11 +188,11 @@ class Lab:
         trainer.remove_callback(transformers.PrinterCallback)
         return trainer
 
-    def _init_well(self, model: Any) -> str:
+    def _init_well(self, model: Any, feed: Feed) -> str:
         """Let the fresh model predict the labels' frequencies from the first step on."""
         try:
             change = set_output_bias(
-                model, self.feed.rows("train"), data_collator=self.feed.collate, rows=256
+                model, feed.rows("train"), data_collator=feed.collate, rows=256
             )
         except ValueError as error:
             return str(error)
@@ -239,6 +216,7 @@ class Lab:
         args.lr_scheduler_type = SchedulerType(setup.schedule)
         if setup.schedule != "constant" and "warmup_steps" not in given:
             args.warmup_steps = round(setup.warmup * total)
+        args.max_grad_norm = setup.clip or args.max_grad_norm
         args.weight_decay, args.label_smoothing_factor = setup.weight_decay, setup.label_smoothing
         args.seed = args.data_seed = variant.seed
         args.average_tokens_across_devices = False  # the loss is each process's own mean
@@ -263,6 +241,7 @@ class Lab:
         if variant.key not in self._watched:
             # The data were looked at and the pipeline proved; a rate that blows up is an answer.
             ignore |= {"data", "baselines", "loss-not-finite", "overfitting"}
+            ignore |= {"still-improving", "saturated-early"}  # fitting a law takes its time
         elif self.stage == "complexify":
             ignore |= {"overfitting"}  # here it is the aim
         recipe = attach(
@@ -276,8 +255,9 @@ class Lab:
         return recipe
 
     def _measure(self, trainer: Trainer, setup: Setup, seconds: float) -> Outcome:
-        validation = trainer.predict(self.feed.rows("validation"), metric_key_prefix="validation")
-        train = self.feed.rows(setup.part)
+        feed = self.feed_for(setup)
+        validation = trainer.predict(feed.rows("validation"), metric_key_prefix="validation")
+        train = feed.rows(setup.part)
         chosen = range(0, len(train), max(1, len(train) // TRAIN_SAMPLE))
         sample = train.select(chosen) if hasattr(train, "select") else Part(train, chosen)
         seen = trainer.predict(sample, metric_key_prefix="train")
@@ -296,6 +276,7 @@ class Lab:
                 "train_curve": [[h["step"], h["loss"]] for h in history if "loss" in h],
                 "curve": [[h["step"], h["eval_loss"]] for h in history if "eval_loss" in h],
                 "processes": world_size(),
+                "norm_p90": norm_quantile(trainer.hf_recipe),
             },
         )
 

@@ -14,11 +14,12 @@ from hf_recipe.core.exhibit import Answer, Table
 from hf_recipe.core.report import write_atomically
 from hf_recipe.instruments.compare import Variant
 from hf_recipe.instruments.distributed import from_rank_0
-from hf_recipe.runner.experiment import Lab, Setup
+from hf_recipe.runner.experiment import Lab
 from hf_recipe.runner.gates import wilson
 from hf_recipe.runner.journey import Journey
 from hf_recipe.runner.models import load_saved
 from hf_recipe.runner.pieces import row_losses
+from hf_recipe.runner.setup import Setup
 from hf_recipe.runner.tune_stage import student_of
 from hf_recipe.trainer.metrics import compute_metrics_for
 

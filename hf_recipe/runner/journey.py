@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from hf_recipe.instruments.compare import Gain, Outcome, paired_gain, seed_spread
-from hf_recipe.runner.experiment import Lab, Setup
+from hf_recipe.runner.experiment import Lab
+from hf_recipe.runner.setup import Setup
 
 
 @dataclass

@@ -23,17 +23,11 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from hf_recipe.complexify.architectures import Design, ladder
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.feed import Feed
 from hf_recipe.runner.options import Options, UsageError
 
-# width, depth, heads. The base BERT is BERT-tiny (Turc et al. 2019), the larger one twice as
-# deep; the ViTs keep the paper's 4-fold MLP (Dosovitskiy et al. 2021).
-SIZES = {
-    "image": {"student": (32, 2, 4), "base": (64, 2, 4), "large": (96, 2, 4)},
-    "text": {"student": (64, 1, 2), "base": (128, 2, 2), "large": (128, 4, 2)},
-    "numbers": {"student": (16, 1, 1), "base": (64, 1, 1), "large": (256, 2, 1)},
-}
 DROPOUTS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -133,7 +127,7 @@ def build(data: Data, feed: Feed, options: Options, size: str, dropout: float) -
         data: the task; its classes name the outputs.
         feed: knows the inputs' shape.
         options: may name a checkpoint or a config.
-        size: "simplest", "student", "base" or "large".
+        size: "simplest", "student", "base", "large" or "larger".
         dropout: rate of every dropout that the config knows.
     """
     head = _head(data)
@@ -141,7 +135,7 @@ def build(data: Data, feed: Feed, options: Options, size: str, dropout: float) -
         return SimpleModel(SimpleConfig(data.kind, _flat(feed), 0, **head))
     config = given_config(options)
     if config is None:
-        model = _from_scratch(data, feed, size, dropout, head)
+        model = _from_scratch(data, feed, design_of(data, options, size), dropout, head)
     else:
         model = _given(data, options, config, size, dropout, head)
     # The head's mean over its own micro-batch is the loss: without this, heads that swallow
@@ -169,8 +163,18 @@ def _flat(feed: Feed) -> int:
     return size
 
 
-def _from_scratch(data: Data, feed: Feed, size: str, dropout: float, head: dict[str, Any]) -> Any:
-    width, depth, heads = SIZES[data.kind][size]
+def design_of(data: Data, options: Options, size: str) -> Design:
+    """The rung of the ladder that `size` names; raises UsageError for an unknown architecture."""
+    try:
+        return ladder(data.kind, len(data.splits["train"]), options.model.architecture)[size]
+    except ValueError as error:
+        raise UsageError(f"--architecture: {error}") from None
+
+
+def _from_scratch(
+    data: Data, feed: Feed, design: Design, dropout: float, head: dict[str, Any]
+) -> Any:
+    width, depth, heads = design.width, design.depth, design.heads
     if data.kind == "numbers":
         return SimpleModel(SimpleConfig("numbers", feed.shape[0], width, depth, dropout, **head))
     rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
@@ -220,8 +224,9 @@ def _given(
     try:
         if path is not None and size != "student":
             return auto.from_pretrained(path, config=config, ignore_mismatched_sizes=True)
-        if depth is not None and size in ("student", "large"):
-            config.num_hidden_layers = max(1, depth // 2) if size == "student" else depth * 2
+        if depth is not None and size in ("student", "large", "larger"):
+            factor = {"student": 0.5, "large": 2, "larger": 4}[size]
+            config.num_hidden_layers = max(1, int(depth * factor))
         return auto.from_config(config)
     except (OSError, ValueError) as error:
         raise UsageError(f"the model cannot be built: {str(error).splitlines()[0]}") from None

@@ -60,6 +60,10 @@ class ModelOptions:
     config_name: str | None = field(
         default=None, metadata={"help": "A config to draw a fresh model from: hub name or folder."}
     )
+    architecture: str | None = field(
+        default=None,
+        metadata={"help": "Where a fresh model begins on its ladder, e.g. vit-64x2, bert-mini."},
+    )
     tokenizer_name: str | None = field(
         default=None, metadata={"help": "A tokenizer, if it is not the model's own."}
     )

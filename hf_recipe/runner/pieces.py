@@ -55,6 +55,12 @@ def row_losses(predictions: Any, labels: Any) -> tuple[float, ...]:
     return tuple(float(loss) for loss in losses)
 
 
+def norm_quantile(recipe: Any, share: float = 0.9) -> float | None:
+    """A quantile of a watched run's gradient norms before clipping; None: not seen."""
+    series = recipe.recorder.curves.get("gradient norm")
+    return float(np.quantile(series.y, share)) if series is not None and series.y else None
+
+
 def curves(outcome: Outcome, title: str, stage: Stage) -> Curve:
     """Training and validation loss over steps, for the report."""
     lines = []

@@ -7,10 +7,10 @@ import math
 from hf_recipe.core.exhibit import Ladder, Rung
 from hf_recipe.core.report import Gate
 from hf_recipe.instruments.compare import Outcome
-from hf_recipe.runner.experiment import Setup
 from hf_recipe.runner.gates import regularize_gate
 from hf_recipe.runner.journey import Journey, train_loss, validation_loss
 from hf_recipe.runner.pieces import curves
+from hf_recipe.runner.setup import Setup
 
 
 def changes(journey: Journey) -> list[tuple[str, dict[str, object]]]:

@@ -10,9 +10,9 @@ import numpy as np
 from hf_recipe.core.exhibit import Answer, Table
 from hf_recipe.core.report import Gate
 from hf_recipe.instruments.compare import Outcome
-from hf_recipe.runner.experiment import Setup
 from hf_recipe.runner.gates import ADOPT_AT, tune_gate
 from hf_recipe.runner.journey import Journey, mean
+from hf_recipe.runner.setup import Setup
 
 
 def space(setup: Setup) -> dict[str, Any]:

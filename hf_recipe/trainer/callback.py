@@ -149,6 +149,16 @@ class HockeyStickCallback(RecipeCallback):
 
 
 class LRDecayCallback(RecipeCallback):
-    """`RecipeCallback` for the recipe's "do not trust learning rate decay defaults"."""
+    """`RecipeCallback` for the recipe's "do not trust learning rate decay defaults".
 
-    preset = ("schedule-never-decays", "schedule-decays-early", "warmup-too-long")
+    The schedule is judged before step 1; at half of a run of 1,000 steps or more, and at the
+    end, its report answers which decay suits the data set, with a picture of the predictions.
+    """
+
+    preset = (
+        "schedule-never-decays",
+        "schedule-decays-early",
+        "warmup-too-long",
+        "still-improving",
+        "saturated-early",
+    )

@@ -15,8 +15,12 @@ from hf_recipe.baselines.modes import ModeWatch, TrainingModes
 from hf_recipe.baselines.optimizer_wiring import ParametersMoved, ParameterWatch
 from hf_recipe.catalogue import PROBES
 from hf_recipe.complexify.accumulates import GradientLeft, gradients_left
+from hf_recipe.complexify.batchnorm_ranks import RankStatistics, plain, statistics_of
+from hf_recipe.complexify.batchnorm_ranks import compared as statistics_compared
 from hf_recipe.complexify.dead_units import ActivationUnits, ActivationWatch
 from hf_recipe.complexify.nonfinite_origin import FIND_ORIGIN, NonFiniteOrigin
+from hf_recipe.complexify.rank_noise import DRAW_NOISE, DRAWN, LOADER
+from hf_recipe.complexify.rank_noise import compared as noise_compared
 from hf_recipe.complexify.ranks import (
     RankWeights,
     batches_of,
@@ -26,16 +30,20 @@ from hf_recipe.complexify.ranks import (
 )
 from hf_recipe.complexify.resuming import CHECKPOINT, MEASURE_RESUMED, SAVED
 from hf_recipe.examiner import Examiner
+from hf_recipe.instruments.answers import Answers
 from hf_recipe.instruments.distributed import from_all_ranks, from_rank_0, world_size
 from hf_recipe.instruments.layers import LayerSamples, LayerWatch, looks_at
 from hf_recipe.instruments.record import Recorder
 from hf_recipe.instruments.subject import Subject
+from hf_recipe.instruments.window import Evaluation
+from hf_recipe.regularize.metric_agreement import RecountedMetric, recounted, shift_of
 from hf_recipe.trainer import preflight
 
 WATCHED_STEPS = 3  # the first may have a rate of zero, and adapters move from the second on
 LEFT_OVER_AT = (2, 3)  # steps before whose first backward pass there must be no gradient
 FINGERPRINTS = 4  # micro-batches of each rank that are compared
 RANKS_EVERY = 64
+NORMS_AT = 4  # the step whose first forward pass is compared: every rank has had its own rows
 
 
 class CloserLook:
@@ -54,6 +62,8 @@ class CloserLook:
         self._model: nn.Module | None = None
         self._searched = False
         self._prints: list[str] | None = None
+        self._norms: Any = None  # BatchNorm's statistics as a forward pass began
+        self._norm_hook: Any = None  # on all ranks from that step to the next flush
         self._step = self._nth = 0  # the run's step, and the steps since it began or resumed
 
     def begin(self, model: nn.Module, planned: int = 0) -> None:
@@ -64,6 +74,8 @@ class CloserLook:
         self._parameters = self._layers = self._units = self._modes = None
         if self.trainer is not None and self.examiner.judging((TrainingModes,)):
             self._modes = ModeWatch()
+        if world_size() == 1:
+            self.examiner.skip((RankStatistics,), "there is one process")
         self._prints = [] if world_size() > 1 and not self._model_parallel() else None
         if self.trainer is not None and preflight.sharded(self.trainer):
             self.examiner.skip(
@@ -83,12 +95,26 @@ class CloserLook:
         """Take the hooks off."""
         if self._units is not None:
             self._units.disarm()
+        if self._norm_hook is not None:
+            self._norm_hook.remove()
+            self._norm_hook = self._norms = None
 
     def resumed(self, subject: Subject, saved: Mapping[str, Any]) -> None:
         """The run was resumed; `saved` is what `resuming.state_of` kept."""
         subject.cache[CHECKPOINT], subject.cache[SAVED] = self.checkpoint, saved
         self.examiner.examine(PROBES[MEASURE_RESUMED.name], subject)
         self.checkpoint = None
+
+    def compare_noise(self, subject: Subject, loader: Any) -> None:
+        """Before step 1, on all ranks: do their workers draw the same variations?"""
+        subject.cache[LOADER] = loader
+        guard = functools.partial(preflight.guard_of, subject)
+        self.examiner.examine(PROBES[DRAW_NOISE.name], subject, guard)
+        if self.examiner.judging(DRAW_NOISE.measures):
+            everyone = from_all_ranks(subject.cache.get(DRAWN))
+            drawn = [each for each in everyone if each is not None]
+            if len(drawn) == len(everyone):
+                self.examiner.judge(noise_compared(drawn), "ranks")
 
     # ---------------------------------------------------------------- a step, in its order
 
@@ -102,6 +128,8 @@ class CloserLook:
         """The first micro-batch of a step: nothing may be left of the step before."""
         if self._prints is not None and len(self._prints) < FINGERPRINTS:
             self._prints.append(fingerprint(inputs))
+        if self._prints is not None and self._nth == NORMS_AT:
+            self._read_norms()
         if self._step not in LEFT_OVER_AT or self._model is None:
             return
         sharded = self.trainer is not None and preflight.sharded(self.trainer)
@@ -156,6 +184,19 @@ class CloserLook:
         if flushed and world_size() > 1:
             self._compare_ranks(step)
 
+    def recounts(self) -> bool:
+        """Whether an evaluation's answers are wanted: there is a metric to count again."""
+        computes = self.trainer is not None and self.trainer.compute_metrics is not None
+        return computes and bool(self.examiner.judging((RecountedMetric,)))
+
+    def evaluated(self, answers: Answers | None, evaluation: Evaluation) -> None:
+        """An evaluation is over; `answers` are the same on all ranks."""
+        if answers is None:
+            return
+        shifted = shift_of(self.trainer)
+        for metric in recounted(answers, evaluation.metrics, evaluation.split, shifted):
+            self.examiner.judge(metric, "eval", split=evaluation.split, step=evaluation.step)
+
     # ---------------------------------------------------------------- inside
 
     def _sample_layers(self, optimizer: Any, skipped: bool) -> None:
@@ -191,6 +232,31 @@ class CloserLook:
             prints = from_all_ranks(self._prints)
             self._prints = None if step >= FINGERPRINTS else self._prints
             self.examiner.judge(batches_of(prints), "ranks", step=step)
+        if self._norm_hook is not None:
+            self._compare_norms(step)
+
+    def _read_norms(self) -> None:
+        """Read BatchNorm's statistics once, as the bare model's next forward pass begins."""
+        model = self._model
+        if model is None or self._compiled() or not self.examiner.judging((RankStatistics,)):
+            return
+        if not statistics_of(model):
+            return
+
+        def look(module: nn.Module, inputs: Any) -> None:
+            if self._norms is None:
+                self._norms = statistics_of(module)
+
+        self._norm_hook = model.register_forward_pre_hook(look)
+
+    def _compare_norms(self, step: int) -> None:
+        assert self._model is not None
+        self._norm_hook.remove()
+        pair = (plain(self._norms or {}), plain(statistics_of(self._model)))
+        everyone, self._norms, self._norm_hook = from_all_ranks(pair), None, None
+        if all(began for began, _ in everyone):
+            found = statistics_compared(step, [e[0] for e in everyone], [e[1] for e in everyone])
+            self.examiner.judge(found, "ranks", step=step)
 
     def _model_parallel(self) -> bool:
         """Whether processes share rows, or split tensors, on purpose."""

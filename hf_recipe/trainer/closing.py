@@ -18,6 +18,7 @@ import datasets
 import torch
 import transformers
 
+from hf_recipe.complexify.schedule_advice import Outlook, advise, picture
 from hf_recipe.core.check import plain, typed
 from hf_recipe.core.exhibit import Curve, Line, Series
 from hf_recipe.core.finding import Finding
@@ -46,6 +47,7 @@ class Closing:
         self.saved_state: dict[str, Any] = {}  # rate and step, to compare with after a resume
         self._summarised = 0
         self._untold = False
+        self._outlook: Outlook | None = None
         trainer = recipe.trainer
         if trainer is not None:
             self.place(trainer.args)
@@ -94,6 +96,7 @@ class Closing:
         recipe = self.recipe
         recipe.report.status = "finished"
         recipe.examiner.close()
+        self.tell(state.global_step)
         self._draw()
         self.write(page=True)
         if rank() == 0:
@@ -105,6 +108,11 @@ class Closing:
 
     def tell(self, step: int) -> None:
         """Bring the trackers up to date, if anything was found since they last were."""
+        outlook = self.recipe.examiner.latest.get(Outlook.kind())
+        if isinstance(outlook, Outlook) and outlook is not self._outlook:
+            self._outlook = outlook
+            self.recipe.report.answer(advise(outlook))
+            self.recipe.report.exhibit(picture(outlook))
         if self._untold and rank() == 0:
             self.tracking.update(self.recipe.report, step)
             self._untold = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +14,12 @@ from hf_recipe.core.check import Probe
 from hf_recipe.core.finding import MOMENTS
 from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.batches import rows_of_dataloader, rows_of_trainer
+from hf_recipe.instruments.held import held_generators, kept
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.subject import Plan, Subject, trainer_loss
 
 BEFORE_STEP_1 = ("dataset", "batch", "static", "probe")
+HELD = "held_generators"  # key of a subject's cache
 
 
 def subject_of_trainer(trainer: Any, *, fresh: bool, dataloader: Any = None) -> Subject:
@@ -174,11 +176,17 @@ def run_probes(
         examiner.examine(probe, subject, guard=lambda: guard_of(subject))
 
 
-def guard_of(subject: Subject) -> AbstractContextManager[None]:
+@contextmanager
+def guard_of(subject: Subject) -> Iterator[None]:
     """The quiet guard over everything that a probe of `subject` may touch."""
     trainer = subject.trainer
     wrapped: nn.Module | None = getattr(trainer, "model_wrapped", None)
-    return quiet(subject.model, wrapped, trainer=trainer)
+    if HELD not in subject.cache:
+        rows = [subject.train, *subject.evaluation.values()]
+        roots = [part for each in rows if each is not None for part in (each.read, each.collate)]
+        subject.cache[HELD] = held_generators(*roots)
+    with quiet(subject.model, wrapped, trainer=trainer), kept(subject.cache[HELD]):
+        yield
 
 
 def _missing(probe: Probe, subject: Subject) -> str | None:

@@ -199,6 +199,7 @@ class Recipe:
         self._examine(subject)
         self._measure_units(subject)
         self.closer_look.begin(model, self.plan.total_steps if self.plan else 0)
+        self.closer_look.compare_noise(subject, seen.get("train_dataloader"))
         if subject.resumed:
             self.closer_look.resumed(subject, saved)
         self.closing.after_preflight()
@@ -266,6 +267,7 @@ class Recipe:
         self._flush()
         evaluation = self.evaluation.read(state.global_step, metrics, self.units.evaluation())
         self._fold(Window(evaluation=evaluation, plan=self.plan))
+        self.closer_look.evaluated(self.evaluation.answers, evaluation)
         self.closing.evaluated(evaluation)
         self._act(control)
 

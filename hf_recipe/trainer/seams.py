@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_recipe.instruments.answers import Answers, AnswerSheet
 from hf_recipe.instruments.distributed import from_all_ranks
 from hf_recipe.instruments.record import Recorder, RowRecorder
 from hf_recipe.instruments.row_losses import row_losses
@@ -36,16 +37,23 @@ MOST_ROWS = 65_536  # of one evaluation, whose losses are kept
 
 
 class EvaluationRecorder:
-    """Collects one evaluation: each batch's loss and, where it can be had, each row's."""
+    """Collects one evaluation: each batch's loss and, where it can be had, each row's.
+
+    Attributes:
+        answers: what the last evaluation that was read answered; None where it is not known.
+    """
 
     def __init__(self) -> None:
         self.loader: Any = None
         self.batch_losses: list[torch.Tensor] = []
         self.row_losses: list[torch.Tensor] | None = []
+        self.sheet = AnswerSheet()
+        self.answers: Answers | None = None
 
     def start(self, loader: Any) -> None:
         """Forget what an evaluation that broke off, or a prediction, has left."""
         self.loader, self.batch_losses, self.row_losses = loader, [], []
+        self.sheet.clear()
 
     def add(self, loss: torch.Tensor, rows: torch.Tensor | None) -> None:
         """Take in one batch; one without row losses makes the whole set's unknown."""
@@ -59,6 +67,7 @@ class EvaluationRecorder:
         """What `take` gives, with the evaluation's name and the Trainer's own metrics."""
         prefix = next((k[: -len("_runtime")] for k in metrics if k.endswith("_runtime")), "eval")
         split = prefix.removeprefix("eval_") if prefix != "eval" else "validation"
+        self.answers = self.sheet.take(_length(self.loader)) if self.sheet.wanted else None
         rows, batches = self.take(MOST_ROWS, unit)
         numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
         return Evaluation(step, split, rows, batches, numbers)
@@ -234,6 +243,7 @@ class Seams:
             loader = self.trainer.callback_handler.eval_dataloader
             if loader is not self.evaluation.loader:
                 self.evaluation.start(loader)
+                self.evaluation.sheet.wanted = self.closer_look.recounts()
             labels = _labels(inputs, self.trainer.label_names)
             seen: list[Any] = []
             hook = model.register_forward_hook(lambda _m, _a, outputs: seen.append(outputs))
@@ -243,6 +253,8 @@ class Seams:
                 hook.remove()
             if result[0] is not None:
                 self._take_rows(result[0], seen[0] if len(seen) == 1 else None, labels)
+            if result[1] is not None:
+                self.evaluation.sheet.add(result[1], result[2])
             return result
 
         return prediction_step

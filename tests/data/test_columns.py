@@ -2,9 +2,8 @@ import datasets
 import numpy as np
 import pytest
 
+from hf_recipe.data.column_numbers import ColumnNumbers, Columns
 from hf_recipe.data.columns import (
-    ColumnNumbers,
-    Columns,
     blank_example,
     constant_input,
     measure_columns,

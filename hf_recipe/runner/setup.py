@@ -1,0 +1,47 @@
+"""One way to train in the main job: everything that an experiment may change."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from hf_recipe.instruments.compare import Variant
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that an experiment may change. `change` gives a new one.
+
+    Attributes:
+        model: "simplest", "student", "base" or "large".
+        epochs: passes over `part`.
+        schedule: a name of transformers' schedules.
+        warmup: share of the steps.
+        part: which rows to learn from: "train" or "train+validation".
+        teacher: folder of a saved model to learn from; "" for none.
+        keep: whether the weights are saved.
+        share: of the input that is used: of a picture's side, a text's length, the columns.
+        clip: where gradients are clipped; 0: as the user's flags say.
+    """
+
+    model: str
+    learning_rate: float
+    epochs: float
+    schedule: str = "linear"
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+    augment: bool = False
+    early_stopping: bool = False
+    part: str = "train"
+    teacher: str = ""
+    keep: bool = False
+    share: float = 1.0
+    clip: float = 0.0
+
+    def change(self, **changes: Any) -> Setup:
+        return replace(self, **changes)
+
+    def variant(self, change: str, seed: int = 0) -> Variant:
+        return Variant(change, asdict(self), seed)
