@@ -19,8 +19,9 @@ from hf_recipe.core.check import plain
 from hf_recipe.core.report import write_atomically
 from hf_recipe.instruments.compare import Outcome, Variant
 from hf_recipe.instruments.distributed import from_rank_0
-from hf_recipe.runner.experiment import Lab, Setup
+from hf_recipe.runner.experiment import Lab
 from hf_recipe.runner.options import Options, split_list
+from hf_recipe.runner.setup import Setup
 from hf_recipe.trainer.attach import attach
 from hf_recipe.tune.results import CURVE, FOLDER_VARIABLE, METRICS
 
