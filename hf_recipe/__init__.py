@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from hf_recipe.data.resplit import group_split as group_split
     from hf_recipe.explanation import explain as explain
     from hf_recipe.inspection import inspect_dataset as inspect_dataset
+    from hf_recipe.regularize.augment import Augmentation as Augmentation
+    from hf_recipe.regularize.averaging import WeightAveraging as WeightAveraging
+    from hf_recipe.regularize.averaging import average_weights as average_weights
+    from hf_recipe.regularize.dropout import set_dropout as set_dropout
     from hf_recipe.regularize.early_stopping import EarlyStopping as EarlyStopping
+    from hf_recipe.regularize.simulate import Simulated as Simulated
+    from hf_recipe.regularize.transfer import GradualUnfreezing as GradualUnfreezing
+    from hf_recipe.regularize.transfer import layerwise_rates as layerwise_rates
+    from hf_recipe.regularize.weight_decay import decay_groups as decay_groups
     from hf_recipe.trainer.attach import attach as attach
     from hf_recipe.trainer.border import RecipeError as RecipeError
     from hf_recipe.trainer.callback import HockeyStickCallback as HockeyStickCallback
@@ -35,6 +43,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Augmentation": "hf_recipe.regularize.augment",
+    "WeightAveraging": "hf_recipe.regularize.averaging",
+    "average_weights": "hf_recipe.regularize.averaging",
+    "set_dropout": "hf_recipe.regularize.dropout",
+    "Simulated": "hf_recipe.regularize.simulate",
+    "GradualUnfreezing": "hf_recipe.regularize.transfer",
+    "layerwise_rates": "hf_recipe.regularize.transfer",
+    "decay_groups": "hf_recipe.regularize.weight_decay",
     "CHECKS": "hf_recipe.catalogue",
     "DistillationTrainer": "hf_recipe.tune.distillation",
     "DistillationTrainingArguments": "hf_recipe.tune.distillation_arguments",

@@ -7,6 +7,14 @@ import pytest
 import hf_recipe
 
 NAMES = [
+    "Augmentation",
+    "WeightAveraging",
+    "average_weights",
+    "set_dropout",
+    "Simulated",
+    "GradualUnfreezing",
+    "layerwise_rates",
+    "decay_groups",
     "CHECKS",
     "DistillationTrainer",
     "DistillationTrainingArguments",

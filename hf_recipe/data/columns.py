@@ -74,7 +74,7 @@ def take_columns(subject: Subject) -> Iterator[Located | Exhibit]:
         except Skip as reason:
             reasons.append(str(reason))
     if not seen or roles is None:
-        raise Skip("; ".join(reasons) or "there is no data set")
+        raise Skip("; ".join(dict.fromkeys(reasons)) or "there is no data set")
     yield from distributions(seen, roles)
 
 

@@ -77,7 +77,7 @@ def take_on_head(subject: Subject) -> Iterator[Located]:
         except Skip as reason:
             reasons.append(str(reason))
     if not found:
-        raise Skip("; ".join(reasons) or "there is no data set")
+        raise Skip("; ".join(dict.fromkeys(reasons)) or "there is no data set")
     others = [values for split, (_, _, values) in found.items() if split != "train"]
     seen_elsewhere = set(np.unique(np.concatenate(others)).tolist()) if others else set()
     for split, (counts, rows, values) in found.items():

@@ -187,7 +187,7 @@ def take_counts(subject: Subject) -> Iterator[Located]:
         except Skip as reason:
             reasons.append(str(reason))
     if len(reasons) == len(splits_of(subject)):
-        raise Skip("; ".join(reasons) or "there is no data set")
+        raise Skip("; ".join(dict.fromkeys(reasons)) or "there is no data set")
 
 
 def seen_counts(subject: Subject, source: Source, roles: Roles) -> LabelCounts:

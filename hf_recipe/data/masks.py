@@ -65,7 +65,7 @@ def take_supervision(subject: Subject) -> Iterator[Located]:
         except Skip as reason:
             reasons.append(str(reason))
     if len(reasons) == len(splits_of(subject) or ["train"]):
-        raise Skip("; ".join(reasons))
+        raise Skip("; ".join(dict.fromkeys(reasons)))
 
 
 def _batches(subject: Subject, split: str) -> list[Batch]:

@@ -82,7 +82,7 @@ def take_tails(subject: Subject) -> Iterator[Located | Table]:
         except Skip as reason:
             reasons.append(str(reason))
     if len(reasons) == len(splits_of(subject)):
-        raise Skip("; ".join(reasons) or "there is no data set")
+        raise Skip("; ".join(dict.fromkeys(reasons)) or "there is no data set")
 
 
 def _tails(subject: Subject, split: str, source: Source) -> Iterator[ColumnTail]:

@@ -83,7 +83,7 @@ def take_overlap(subject: Subject) -> Iterator[Located]:
         except Skip as reason:
             reasons.append(str(reason))
     if len(reasons) == len(subject.evaluation):
-        raise Skip("; ".join(reasons))
+        raise Skip("; ".join(dict.fromkeys(reasons)))
 
 
 def overlap(subject: Subject, train: Source, evaluation: Source) -> SplitOverlap:

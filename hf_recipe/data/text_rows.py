@@ -100,7 +100,7 @@ def of_every_split(subject: Subject) -> Iterator[tuple[str, list[TextRow]]]:
         found = True
         yield split, rows
     if not found:
-        raise Skip("; ".join(reasons) or "there is no data set")
+        raise Skip("; ".join(dict.fromkeys(reasons)) or "there is no data set")
 
 
 def _read(subject: Subject, split: str) -> list[TextRow]:

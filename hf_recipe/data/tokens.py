@@ -80,7 +80,7 @@ def take_tokens(subject: Subject) -> Iterator[Located]:
         except Skip as reason:
             reasons.append(str(reason))
     if len(reasons) == len(splits_of(subject) or ["train"]):
-        raise Skip("; ".join(reasons))
+        raise Skip("; ".join(dict.fromkeys(reasons)))
 
 
 def token_facts(subject: Subject, batches: list[Batch]) -> TokenFacts:

@@ -73,7 +73,7 @@ def take_vocabulary(subject: Subject) -> Iterator[Located]:
         except Skip as reason:
             reasons.append(str(reason))
     if len(reasons) == len(splits_of(subject) or ["train"]):
-        raise Skip("; ".join(reasons))
+        raise Skip("; ".join(dict.fromkeys(reasons)))
 
 
 def vocabulary(subject: Subject, split: str, tokenizer: Any) -> Vocabulary:
@@ -177,11 +177,13 @@ def unknown_token(
     worth: Annotated[float, "of tokens; below it no line is due; judged"] = 0.02,
     words: Annotated[float, "of words in single characters; names and typos stay under it"] = 0.5,
     enough: Annotated[int, "words split; judged"] = 40,
+    some: Annotated[int, "unknown tokens; a handful in a handful of rows says nothing"] = 10,
 ) -> Iterator[Fault]:
     """Unknown tokens, rows lost to them, and words broken into characters."""
     unknown = seen.unknown / seen.tokens if seen.tokens else 0.0
     lost = seen.lost_rows / seen.rows if seen.rows else 0.0
-    if seen.written < 0.5 and (unknown > worth or lost > rows):
+    seldom = seen.unknown < some or seen.written >= 0.5
+    if not seldom and (unknown > worth or lost > rows):
         yield Fault(
             message=f"{seen.unknown:,} of {seen.tokens:,} tokens ({unknown:.1%}) are unknown to "
             f"the tokenizer; {seen.lost_rows:,} of {seen.rows:,} rows ({lost:.1%}) are mostly so",

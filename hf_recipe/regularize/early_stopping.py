@@ -230,37 +230,59 @@ def line(values: Sequence[float]) -> tuple[float, float, float]:
 class EarlyStopping(TrainerCallback):  # type: ignore[misc]
     """Stops the Trainer by `StoppingRule`; needs an ``eval_strategy`` and nothing else.
 
-    Works with ``load_best_model_at_end`` off; with several evaluation sets it follows the one
-    whose metric it is told, e.g. ``metric="eval_validation_loss"``. Its state rides in
-    ``TrainerState.stateful_callbacks`` as a plain dict, so patience and history survive a resume.
+    Works with ``load_best_model_at_end`` off. With several evaluation sets it follows the one whose
+    metric it is told, e.g. ``metric="eval_validation_loss"``, or all of several: then it stops when
+    none of them has anything to gain. Its state rides in ``TrainerState.stateful_callbacks`` as a
+    plain dict, so patience and history survive a resume.
 
     Args:
-        metric: name in the logs; default: the arguments' ``metric_for_best_model``, else the loss.
+        metric: name in the logs, or several of one direction; default: the arguments'
+            ``metric_for_best_model``, else the loss.
         greater_is_better: default: the arguments' (False for a loss).
         rule: settings of the rule, as in `StoppingRule`.
         standard_error_of: evaluation metrics -> standard error of the metric, where it is known.
+        cool_down: where the curve has turned but the rate's decay is still to come: begin it now,
+            linearly to 0 over this share of the steps done, and stop at its end; None: wait.
 
     Attributes:
-        rule: the rule with its history, `reason` included; None before training.
+        rule: the (first) metric's rule with its history, `reason` included; None before training.
+        rules: all of them, by metric.
     """
 
     def __init__(
         self,
-        metric: str | None = None,
+        metric: str | Sequence[str] | None = None,
         *,
         greater_is_better: bool | None = None,
+        cool_down: float | None = None,
         standard_error_of: Callable[[dict[str, float]], float | None] | None = None,
         **rule: Any,
     ) -> None:
         StoppingRule(**rule)  # a bad setting is told now, not at the first evaluation
-        self.metric = metric
+        if cool_down is not None and not 0 < cool_down <= 1:
+            raise ValueError(f"cool_down is a share of the steps done, in (0, 1]; got {cool_down}")
+        self.metrics = (metric,) if isinstance(metric, str) else tuple(metric or ())
+        self.metric = self.metrics[0] if self.metrics else None
         self.greater_is_better = greater_is_better
+        self.cool_down = cool_down
         self.standard_error_of = standard_error_of
         self.settings = rule
-        self.rule: StoppingRule | None = None
+        self.rules: dict[str, StoppingRule] = {}
+        self._turned: set[str] = set()  # metrics whose latest evaluation said stop
+        self._cooling: list[int] | None = None  # first and last step of an early cool-down
         self._decay: list[float] | None = None  # share done, at every `_every`-th step
         self._every = 1
-        self._step = 0
+        self._steps: dict[str, int] = {}  # at which each was evaluated last
+
+    @property
+    def rule(self) -> StoppingRule | None:
+        """The rule of the (first) metric; None before training."""
+        return next(iter(self.rules.values()), None)
+
+    def names_of(self, args: Any) -> tuple[str, ...]:
+        """All metrics' names in the logs."""
+        rest = (n if n.startswith("eval_") else f"eval_{n}" for n in self.metrics[1:])
+        return (self.name_of(args), *rest)
 
     def name_of(self, args: Any) -> str:
         """The metric's name in the logs."""
@@ -278,11 +300,13 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
         """Take up a stored history, or begin one and look at the schedule to come."""
         kept = state.stateful_callbacks.get(STATE) if state.global_step else None
         if kept is not None:
-            self.rule = StoppingRule.from_state(kept["rule"])
-            self._decay, self._every, self._step = kept["decay"], kept["every"], kept["step"]
+            self.rules = {n: StoppingRule.from_state(r) for n, r in kept["rules"].items()}
+            self._decay, self._every, self._steps = kept["decay"], kept["every"], kept["steps"]
+            self._turned, self._cooling = set(kept["turned"]), kept["cooling"]
             return
-        self.rule = StoppingRule(self._greater(args), **self.settings)
-        self._decay, self._step = None, 0
+        greater = self._greater(args)
+        self.rules = {n: StoppingRule(greater, **self.settings) for n in self.names_of(args)}
+        self._decay, self._steps, self._turned, self._cooling = None, {}, set(), None
         scheduler = kwargs.get("lr_scheduler")
         if scheduler is None or state.global_step:
             return
@@ -298,22 +322,61 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any
     ) -> None:
-        """Ask the rule, once for each step, and stop on all ranks if it says so."""
-        value = metrics.get(self.name_of(args))
-        if value is None or self.rule is None or state.global_step <= self._step:
-            return  # another evaluation set, a second evaluation at this step, or before training
-        self._step = state.global_step
-        error = self.standard_error_of(metrics) if self.standard_error_of else None
-        stop = from_rank_0(self.rule.update(value, error, self._share(state)), args.device)
+        """Ask the rules, once for each step, and stop on all ranks if all say so."""
+        asked = False
+        for name, rule in self.rules.items():
+            value, step = metrics.get(name), int(state.global_step)
+            if value is None or step <= self._steps.get(name, 0):
+                continue  # another evaluation set, a second one at this step, or before training
+            asked, self._steps[name] = True, step
+            error = self.standard_error_of(metrics) if self.standard_error_of else None
+            stops = from_rank_0(rule.update(value, error, self._share(state)), args.device)
+            (self._turned.add if stops else self._turned.discard)(name)
+        if not asked:
+            return
+        if len(self._turned) == len(self.rules) and self._cooling is None:
+            control.should_training_stop = True
+            logger.info("stopped at step %d: %s", state.global_step, self._why())
+        elif self.cool_down is not None and self._cooling is None and self._waits():
+            length = max(1, round(self.cool_down * state.global_step))
+            self._cooling = [int(state.global_step), int(state.global_step) + length]
+            logger.info("cooling down over %d steps: %s", length, self._why())
+        self._keep(state)
+
+    def _why(self) -> str:
+        return "; ".join(rule.reason for rule in self.rules.values())
+
+    def _waits(self) -> bool:
+        """Whether nothing but the decay to come speaks against stopping."""
+        waiting = {n for n, r in self.rules.items() if r.reason.startswith("not stopped")}
+        return len(waiting | self._turned) == len(self.rules)
+
+    def _keep(self, state: Any) -> None:
         state.stateful_callbacks[STATE] = {
-            "rule": self.rule.state(),
+            "rules": {name: rule.state() for name, rule in self.rules.items()},
             "decay": self._decay,
             "every": self._every,
-            "step": self._step,
+            "steps": dict(self._steps),
+            "turned": sorted(self._turned),
+            "cooling": self._cooling,
         }
-        if stop:
-            control.should_training_stop = True
-            logger.info("stopped at step %d: %s", state.global_step, self.rule.reason)
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        """In a cool-down: the scheduler's rate, times what is left of it."""
+        if self._cooling is None or optimizer is None:
+            return
+        begin, end = self._cooling
+        left = max(0.0, 1 - (state.global_step - begin) / (end - begin))
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * left  # the scheduler sets it anew after every step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A cool-down that is over ends the run, after one more evaluation."""
+        if self._cooling is not None and state.global_step >= self._cooling[1]:
+            control.should_training_stop = control.should_evaluate = True
+            logger.info("stopped at step %d, cooled down", state.global_step)
 
     def _share(self, state: Any) -> float | None:
         if self._decay is None:

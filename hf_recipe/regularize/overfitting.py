@@ -17,11 +17,8 @@ from typing import Annotated, Any
 from hf_recipe.core.check import Check, Measurement, Monitor, Probe, State
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.window import Evaluation, Window
-
-ORDER = (
-    "in the recipe's order: more data, augmentation, pretrained weights, fewer input dimensions, "
-    "a smaller model, a smaller batch, dropout, weight decay, early stopping"
-)
+from hf_recipe.regularize import circumstances
+from hf_recipe.regularize.circumstances import Circumstances
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,7 @@ class Turn(Measurement):
         since: evaluations after the best one.
         train_before, train_after: mean training loss around the best evaluation, and now.
         train_error: standard error of their difference.
+        advice: remedies in the recipe's order, with what this run says about each.
     """
 
     metric: str
@@ -62,10 +60,12 @@ class Turn(Measurement):
     train_before: float
     train_after: float
     train_error: float
+    advice: tuple[str, ...] = ()
 
 
-def take(subject: Any) -> Iterator[DeclaredMetric]:
+def take(subject: Any) -> Iterator[DeclaredMetric | Circumstances]:
     """Read the declared metric off the arguments; without one, it is the evaluation loss."""
+    yield from circumstances.take(subject)
     args = subject.args
     name = args.metric_for_best_model or "loss"
     greater = bool(args.greater_is_better) if args.metric_for_best_model else False
@@ -126,6 +126,7 @@ def fold(
         train_before=before[0],
         train_after=after[0],
         train_error=math.sqrt(before[1] + after[1]),
+        advice=circumstances.advice(seen, int(best["step"])),
     )
 
 
@@ -177,7 +178,8 @@ def overfitting(
     yield Fault(
         message=f"{turn.metric} was best at step {turn.best_step:,} ({turn.best:.4g}) and is "
         f"{turn.worse:.2g} +- {error:.1g} worse at step {turn.step:,}, while "
-        f"the training loss fell from {turn.train_before:.3g} to {turn.train_after:.3g}; {ORDER}",
+        f"the training loss fell from {turn.train_before:.3g} to {turn.train_after:.3g}; "
+        f"in the recipe's order: {', '.join(turn.advice)}",
         subject=turn.metric,
         evidence={
             "seen": f"{turn.latest:.4g} after {turn.best:.4g} at step {turn.best_step:,}",
@@ -205,6 +207,9 @@ OVERFITTING = Check(
     unsure="Double descent and grokking: validation may come back much later.",
 )
 PROBE = Probe(
-    name="read the declared metric", moment="static", measures=(DeclaredMetric,), take=take
+    name="read the declared metric",
+    moment="static",
+    measures=(DeclaredMetric, Circumstances),
+    take=take,
 )
 MONITOR = Monitor(name="watch validation turn", moment="eval", measures=(Turn,), fold=fold)

@@ -1,7 +1,7 @@
 """What weight decay pulls on: matrices, or biases and the scales of norms too.
 
 The Trainer leaves biases and norms out; an optimizer built by hand from ``model.parameters()``
-does not, and AdamW decays by default.
+does not, and AdamW decays by default. `decay_groups` makes the groups right.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
@@ -65,6 +67,35 @@ def decay_on_norms(groups: DecayGroups) -> Iterator[Fault]:
     )
 
 
+def is_decayed(model: nn.Module, name: str) -> bool:
+    """Whether weight decay may pull on a parameter: a matrix that is no norm's and no embedding's.
+
+    An embedding's row is only right when its token occurs; decay would wear out the rare ones.
+    """
+    parameter = model.get_parameter(name)
+    owner = model.get_submodule(name.rpartition(".")[0])
+    return parameter.ndim > 1 and not isinstance(owner, nn.Embedding | nn.EmbeddingBag)
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two parameter groups of the trained parameters: matrices decay, all else does not.
+
+    ``torch.optim.AdamW(decay_groups(model, 0.1), lr=1e-3)``
+
+    Raises:
+        ValueError: a decay that is negative, or nothing to train.
+    """
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay must not be negative; got {weight_decay}")
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError("no parameter of this model is trained")
+    return [
+        {"params": [p for n, p in trained if is_decayed(model, n) is decayed], "weight_decay": rate}
+        for decayed, rate in ((True, weight_decay), (False, 0.0))
+    ]
+
+
 GROUPS = Probe(
     "read the optimizer's groups", "static", (DecayGroups,), measure_groups, needs=("optimizer",)
 )
@@ -75,7 +106,7 @@ DECAY_ON_NORMS = Check(
     severity="note",
     moments=("static",),
     why="Pulling a norm's scale or a bias to zero limits nothing that overfits.",
-    fix='groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]',
+    fix="torch.optim.AdamW(hf_recipe.decay_groups(model, 0.1), lr=1e-3)",
     source="Trainer.get_decay_parameter_names, transformers (2026); van Laarhoven 2017",
     unsure="Some recipes decay everything and lose nothing.",
     judges=(decay_on_norms,),

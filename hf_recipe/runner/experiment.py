@@ -13,28 +13,37 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import transformers
 from transformers import Trainer, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
 from hf_recipe import __version__
 from hf_recipe.baselines.output_bias import set_output_bias
+from hf_recipe.core.check import plain
 from hf_recipe.core.config import Settings
 from hf_recipe.core.finding import Stage
 from hf_recipe.core.report import Report
 from hf_recipe.explanation import stored_checks
 from hf_recipe.instruments.compare import Outcome, Variant, remembered
 from hf_recipe.instruments.distributed import rank, world_size
+from hf_recipe.regularize.augment import Augmentation
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.feed import Feed
-from hf_recipe.runner.ledger import SEEN_BEFORE, Ledger, command_line, git_state, tracked
+from hf_recipe.runner.ledger import Ledger, command_line, git_state, tracked
 from hf_recipe.runner.models import build, design_of, given_config
 from hf_recipe.runner.options import Options, split_list
-from hf_recipe.runner.pieces import Part, WholeEvaluation, norm_quantile, row_losses
+from hf_recipe.runner.pieces import (
+    Part,
+    WholeEvaluation,
+    norm_quantile,
+    note_of,
+    row_losses,
+    worth_of_fields,
+)
 from hf_recipe.runner.scaled import ScaledFeed
 from hf_recipe.runner.setup import Setup
 from hf_recipe.runner.show import Show
@@ -52,7 +61,7 @@ class Lab:
     Attributes:
         report: the whole job's.
         stage: which stage is at work.
-        kept: outcomes of this job by key, new or remembered.
+        fields: what each input field is worth to the latest model that was watched; stored form.
     """
 
     def __init__(self, options: Options, data: Data, folder: Path, show: Show) -> None:
@@ -70,6 +79,7 @@ class Lab:
         self.context = self._context()
         self.ledger = Ledger(folder / "experiments.csv", command_line(), git_state())
         self.bias = ""
+        self.fields: Any = None
         self._watched: set[str] = set()
         self._train = remembered(self._experiment, folder / "outcomes" / self.context)
 
@@ -112,8 +122,7 @@ class Lab:
     ) -> Outcome:
         """Train once, or remember having done so; one line either way.
 
-        With `watch` everything that is found is reported, and the data are looked at again;
-        else, as in a trial, errors alone.
+        With `watch` everything that is found is reported; else, as in a trial, errors alone.
         """
         variant = setup.variant(change, self.seeds[0] if seed is None else seed)
         if watch:
@@ -125,10 +134,11 @@ class Lab:
         path = self.folder / "outcomes" / self.context / f"{variant.key}.json"
         known = path.is_file()
         outcome = self._train(variant)
+        self.fields = outcome.facts.get("fields") or self.fields
         if self.leads:
             self._take_in(variant)
             number = self.ledger.record(
-                self.stage, variant, outcome, note=self._note(variant, outcome)
+                self.stage, variant, outcome, note=note_of(variant, outcome)
             )
             self.show.experiment(number, variant, outcome, self.metric_name, known=known)
         return outcome
@@ -147,6 +157,9 @@ class Lab:
             trainer.train()
             seconds = time.perf_counter() - began
             outcome = self._measure(trainer, setup, seconds)
+            if variant.key in self._watched and setup.share == 1:
+                use = plain(worth_of_fields(trainer, self.data.inputs))
+                outcome = replace(outcome, facts={**outcome.facts, "fields": use})
             recipe.detach()
         if setup.keep:
             trainer.save_model(str(self.model_path(variant)))
@@ -168,9 +181,9 @@ class Lab:
         common: dict[str, Any] = {
             "model": model,
             "args": args,
-            "train_dataset": feed.rows(setup.part, augment=setup.augment),
+            "train_dataset": feed.some(setup.part, setup.rows, args.seed),
             "eval_dataset": feed.rows("validation"),
-            "data_collator": feed.collate,
+            "data_collator": feed.collator(setup.without),
             "processing_class": feed.processing_class,
             "compute_metrics": compute_metrics_for(self.data.task, scale=self.data.scale),
         }
@@ -180,6 +193,8 @@ class Lab:
             trainer = distillation_trainer(setup.teacher, common)
         else:
             trainer = Trainer(**common)
+        if setup.augment:
+            trainer.add_callback(Augmentation(*feed.changes))
         if setup.early_stopping:
             from hf_recipe.regularize.early_stopping import EarlyStopping
 
@@ -201,7 +216,7 @@ class Lab:
     def arguments(self, setup: Setup, variant: Variant) -> Any:
         """The user's TrainingArguments with this experiment's settings."""
         args, given = copy.copy(self.options.training), self.options.given
-        rows = sum(len(self.data.splits[part]) for part in setup.part.split("+"))
+        rows = setup.rows or sum(len(self.data.splits[part]) for part in setup.part.split("+"))
         processes = world_size()
         if "per_device_train_batch_size" not in given:
             total = 64 if rows >= 512 else 16
@@ -331,15 +346,6 @@ class Lab:
             for name, entry in stored_checks().items()
             if settings.selects(name, entry["stage"]) and stage in (None, entry["stage"])
         }
-
-    def _note(self, variant: Variant, outcome: Outcome) -> str:
-        facts = outcome.facts
-        if "validation" in variant.settings["part"]:
-            return SEEN_BEFORE
-        if not np.isfinite(outcome.loss):
-            return "diverged"
-        stopped = facts["steps"] < facts["planned"]
-        return f"stopped at step {facts['steps']} of {facts['planned']}" if stopped else ""
 
     def _report_folder(self, variant: Variant) -> Path:
         return self.folder / "experiments" / variant.key

@@ -13,10 +13,14 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.utils.data import Dataset
+from transformers import default_data_collator
 
 from hf_recipe.instruments.distributed import from_rank_0, rank
+from hf_recipe.regularize.augment import Change
+from hf_recipe.regularize.augment_images import Move
+from hf_recipe.regularize.augment_rows import Jitter, Swap, TokenDropout, token_settings
+from hf_recipe.regularize.more_data import nested_subsets
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.options import Options, UsageError
 
@@ -25,7 +29,7 @@ Tensor = torch.Tensor
 
 
 class TensorRows(Dataset[dict[str, Any]]):
-    """Rows held in memory; images as bytes, normalised (and varied) when they are fetched.
+    """Rows held in memory; images as bytes, normalised when they are fetched.
 
     Args:
         name: of the input: "pixel_values" or "features".
@@ -58,7 +62,7 @@ class TensorRows(Dataset[dict[str, Any]]):
 
 
 class Feed:
-    """Makes the rows of any part, plain or with augmentation.
+    """Makes the rows of any part, and names the changes that they bear.
 
     Attributes:
         processing_class: tokenizer of a text task, else None.
@@ -82,14 +86,21 @@ class Feed:
             self._prepare_text(folder, config)
 
     @property
-    def can_augment(self) -> bool:
-        """Whether there is a variation that keeps the label: of images."""
-        return self.data.kind == "image"
+    def changes(self) -> tuple[Change, ...]:
+        """The variations that rows of this kind bear; made by the training's `Augmentation`."""
+        if self.data.kind == "image":
+            return (Move(),)
+        if self.data.kind == "numbers":
+            return (Jitter(),)
+        try:
+            return (TokenDropout(**token_settings(self.processing_class)),)
+        except ValueError:  # a tokenizer without a token to put in another's place
+            return (Swap(special=self.processing_class.all_special_ids),)
 
-    def rows(self, part: str, *, augment: bool = False) -> Any:
+    def rows(self, part: str) -> Any:
         """The rows of a part, or of two as "train+validation"."""
         if "+" in part:
-            parts = [self.rows(p, augment=augment) for p in part.split("+")]
+            parts = [self.rows(p) for p in part.split("+")]
             if isinstance(parts[0], datasets.Dataset):
                 return datasets.concatenate_datasets(parts)
             values = torch.cat([p.values for p in parts])
@@ -97,10 +108,34 @@ class Feed:
             return TensorRows(parts[0].name, values, labels, parts[0].change)
         if part not in self._kept:
             self._kept[part] = self._make(part)
-        rows = self._kept[part]
-        if augment and self.can_augment:
-            return TensorRows(rows.name, rows.values, rows.labels, self._augmented)
-        return rows
+        return self._kept[part]
+
+    def some(self, part: str, count: int, seed: int) -> Any:
+        """`count` rows of a part, nested by count and with all classes alike; 0: all of them."""
+        rows = self.rows(part)
+        if not count:
+            return rows
+        labels = self.data.labels(part).tolist() if self.data.classes and "+" not in part else None
+        (chosen,) = nested_subsets(len(rows), [count], labels=labels, seed=seed)
+        if isinstance(rows, datasets.Dataset):
+            return rows.select(chosen)
+        place = torch.as_tensor(chosen)
+        return TensorRows(rows.name, rows.values[place], rows.labels[place], rows.change)
+
+    def collator(self, without: str = "") -> Any:
+        """The collator, with the columns of these numbers ("0,3") hidden at their mean."""
+        if not without:
+            return self.collate
+        inner = self.collate or default_data_collator
+        columns = [int(number) for number in without.split(",")]
+
+        def collate(rows: list[Any]) -> dict[str, Any]:
+            batch = dict(inner(rows))
+            batch["features"] = batch["features"].clone()
+            batch["features"][:, columns] = 0.0  # the mean of a standardised column
+            return batch
+
+        return collate
 
     def _make(self, part: str) -> Any:
         labels = torch.as_tensor(self.data.labels(part))
@@ -146,23 +181,6 @@ class Feed:
     def _normal(self, pixels: Tensor) -> Tensor:
         normal: Tensor = (pixels.float() / 255 - self._mean) / self._scale
         return normal
-
-    def _augmented(self, pixels: Tensor) -> Tensor:
-        """Shifts by up to a 27th of the side, turns by up to 5 degrees, sizes by up to a 20th.
-
-        Small pictures of signs bear no more: at twice these the digits' loss rises again.
-        """
-        count = len(pixels)
-        angle = (torch.rand(count) * 2 - 1) * 0.087
-        size = 1 + (torch.rand(count) * 2 - 1) * 0.05
-        affine = torch.zeros(count, 2, 3)
-        affine[:, 0, 0] = affine[:, 1, 1] = size * angle.cos()
-        affine[:, 1, 0] = size * angle.sin()
-        affine[:, 0, 1] = -affine[:, 1, 0]
-        affine[:, :, 2] = (torch.rand(count, 2) * 2 - 1) * 0.075
-        grid = F.affine_grid(affine, list(pixels.shape), align_corners=False)
-        moved = F.grid_sample(pixels.float(), grid, padding_mode="border", align_corners=False)
-        return self._normal(moved)
 
     # ---------------------------------------------------------------- numbers
 

@@ -59,7 +59,10 @@ def grow_input(journey: Journey, rate: float) -> None:
 
 
 def try_next_rung(journey: Journey, rate: float) -> None:
-    """Train the next architecture of the ladder as briefly as the race did."""
+    """Train the next architecture of the ladder as briefly as the race did.
+
+    Where the larger one has just been turned down, those trainings are remembered, not repeated.
+    """
     lab, setup = journey.lab, journey.setup
     if lab.pretrained or setup.model not in RUNGS[:-1] or lab.given:
         return
@@ -69,6 +72,8 @@ def try_next_rung(journey: Journey, rate: float) -> None:
     if rungs[upper] == rungs[setup.model]:
         return
     plain, seeds = short(setup, rate), lab.seeds[:2]
+    if setup.model == RUNGS[1]:  # the stage began with these two, at full length
+        plain, seeds = setup, lab.seeds
     here = [lab.run(f"constant rate {rate:.1e}", plain, seed) for seed in seeds]
     there = [lab.run(rungs[upper].name, plain.change(model=upper), seed) for seed in seeds]
     gain = Journey(lab, plain).gain(here, there, train=True)  # brief runs pool with no others

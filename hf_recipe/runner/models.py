@@ -24,20 +24,10 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_recipe.complexify.architectures import Design, ladder
+from hf_recipe.regularize.dropout import set_dropout
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.feed import Feed
 from hf_recipe.runner.options import Options, UsageError
-
-DROPOUTS = (
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "dropout",
-    "attention_dropout",
-    "hidden_dropout",
-    "resid_pdrop",
-    "embd_pdrop",
-    "attn_pdrop",
-)
 
 
 class SimpleConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -216,9 +206,7 @@ def _given(
             setattr(config, name, value)
     if "id2label" not in head:
         config.num_labels = 1
-    for name in DROPOUTS:
-        if hasattr(config, name):
-            setattr(config, name, dropout)
+    set_dropout(config, dropout)
     depth = getattr(config, "num_hidden_layers", None)
     path = options.model.model_name_or_path
     try:

@@ -7,6 +7,7 @@ import math
 from hf_recipe.core.exhibit import Ladder, Rung
 from hf_recipe.core.report import Gate
 from hf_recipe.instruments.compare import Outcome
+from hf_recipe.runner.data_worth import look_at_data
 from hf_recipe.runner.gates import regularize_gate
 from hf_recipe.runner.journey import Journey, train_loss, validation_loss
 from hf_recipe.runner.pieces import curves
@@ -15,10 +16,8 @@ from hf_recipe.runner.setup import Setup
 
 def changes(journey: Journey) -> list[tuple[str, dict[str, object]]]:
     """What is tried, in the recipe's order: data first, then the network, then stopping."""
-    tried: list[tuple[str, dict[str, object]]] = []
-    if journey.lab.feed.can_augment:
-        tried.append(("augmentation", {"augment": True}))
-    tried += [
+    tried: list[tuple[str, dict[str, object]]] = [
+        ("augmentation", {"augment": True}),
         ("dropout 0.1", {"dropout": 0.1}),
         ("weight decay 0.1", {"weight_decay": 0.1}),
         ("early stopping", {"early_stopping": True}),
@@ -59,6 +58,7 @@ def run(journey: Journey) -> Gate:
         Ladder("Regularizers, one at a time", "regularize", tuple(rungs), lab.metric_name)
     )
     lab.report.exhibit(curves(standing[0], "The regularized model's course", "regularize"))
+    look_at_data(journey, standing)
     journey.note("regularize: " + (_kept(start, journey.setup) or "nothing kept"), standing)
     return regularize_gate(journey.gain(before, standing), _gap(before), _gap(standing))
 
@@ -68,5 +68,5 @@ def _gap(outcomes: list[Outcome]) -> float:
 
 
 def _kept(start: Setup, end: Setup) -> str:
-    names = ("augment", "dropout", "weight_decay", "early_stopping")
+    names = ("augment", "dropout", "weight_decay", "early_stopping", "model")
     return ", ".join(name for name in names if getattr(start, name) != getattr(end, name))

@@ -22,6 +22,8 @@ class Setup:
         keep: whether the weights are saved.
         share: of the input that is used: of a picture's side, a text's length, the columns.
         clip: where gradients are clipped; 0: as the user's flags say.
+        rows: how many rows of `part` to learn from, all classes alike; 0: all.
+        without: numbers of the columns that are hidden, as "0,3".
     """
 
     model: str
@@ -39,6 +41,8 @@ class Setup:
     keep: bool = False
     share: float = 1.0
     clip: float = 0.0
+    rows: int = 0
+    without: str = ""
 
     def change(self, **changes: Any) -> Setup:
         return replace(self, **changes)

@@ -44,6 +44,7 @@ def run(journey: Journey) -> Gate:
         trials.append((setup, lab.run(f"trial {number}", setup, elsewhere)))
     feasible = [(o.loss, s) for s, o in trials if math.isfinite(o.loss)]
     lab.report.exhibit(_table(points, [o for _, o in trials], lab.metric_name))
+    _study(journey, points, [o for _, o in trials], elsewhere)
     if feasible:
         winner = min(feasible, key=lambda pair: pair[0])[1]
         standing = _adopt(journey, "the search's winner", winner, standing)
@@ -60,6 +61,36 @@ def run(journey: Journey) -> Gate:
         lab.options.target,
         _target_value(journey, standing),
     )
+
+
+def _study(
+    journey: Journey, points: list[dict[str, Any]], outcomes: list[Outcome], seed: int
+) -> None:
+    """What the search as a whole says: edges, sparseness, where it diverged."""
+    from hf_recipe.tune.analysis import analyse
+
+    lab = journey.lab
+    trials = []
+    for point, outcome in zip(points, outcomes, strict=True):
+        finite = math.isfinite(outcome.loss)
+        trials.append(
+            {
+                "params": {name: _plain(value) for name, value in point.items()},
+                "value": outcome.loss if finite else None,
+                "state": "complete" if finite else "failed",
+                "seed": seed,
+                "curve": [loss for _, loss in outcome.facts["curve"]],
+            }
+        )
+    seen = analyse(trials, space(journey.setup), "validation loss", False)
+    wanted = lab.chosen("tune")
+    for finding in seen.flat:
+        if finding.check in wanted:
+            lab.report.add(finding)
+            lab.show.finding(finding)
+    lab.absorb(seen)
+    for exhibit in seen.exhibits:
+        lab.report.exhibit(exhibit)
 
 
 def _adopt(journey: Journey, what: str, setup: Setup, standing: list[Outcome]) -> list[Outcome]:

@@ -80,6 +80,7 @@ def test_unknown_tokens_are_judged_by_share():
     assert judged(unknown=4_000) == [None]
     assert judged(unknown=500) == ["note"]
     assert judged(unknown=50) == judged(unknown=4_000, written=0.9) == []
+    assert judged(tokens=30, unknown=9) == []
     assert judged(unknown=300, lost_rows=10) == [None]
     assert judged(words=100, apart=90) == [None]
     assert judged(words=100, apart=90, bytes=True) == ["note"]
@@ -328,6 +329,24 @@ def test_labels_on_their_words_are_silent(kind, tmp_path):
 def test_labels_by_position_are_found(kind, align, keep, tmp_path):
     trainer = tagger(tmp_path, kind, align, keep=keep)
     assert worlds.names(worlds.examined(trainer, WORD_LABELS)) == ["word-labels-misaligned"]
+
+
+@pytest.mark.parametrize("faulty", [True, False])
+def test_words_that_were_joined_before_they_were_split(faulty, tmp_path):
+    tok = tw.tokenizer("bytes", shape="bert")
+
+    def label(row):
+        made = tok(" ".join(row["tokens"]), return_offsets_mapping=True)
+        ends = np.cumsum([len(word) + 1 for word in row["tokens"]])
+        owner = [None, *(int((ends < b).sum()) for _, b in made.pop("offset_mapping")[1:-1]), None]
+        align = by_position if faulty else every_piece
+        return {**made, "labels": align(owner, row["ner_tags"])}
+
+    data = tw.tagged(60).map(label)
+    collator = DataCollatorForTokenClassification(tok)
+    trainer = worlds.trainer(tw.tagger(tok), data, None, tmp_path, collator=collator, tok=tok)
+    wanted = ["word-labels-misaligned"] if faulty else []
+    assert worlds.names(worlds.examined(trainer, WORD_LABELS)) == wanted
 
 
 # ---------------------------------------------------------------- a data set by itself

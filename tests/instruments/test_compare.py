@@ -131,3 +131,59 @@ def test_seed_spread_pools():
 def test_remembered_returns_what_was_trained(tmp_path):
     train = remembered(trainer(), tmp_path)
     assert train(variant("a", 0.0)) == train(variant("a", 0.0))
+
+
+# -------------------------------------------------------------------- the null rate
+
+
+def null_gains(trials, seeds, rows, seed_sd, seed=0):
+    """Gains of changes that change nothing: other draws of the same seeds' and rows' noise."""
+    rng = np.random.default_rng(seed)
+    for _ in range(trials):
+        hard = rng.exponential(1.0, rows)
+        first, second = (
+            hard + rng.normal(0, seed_sd, (seeds, 1)) + rng.normal(0, 0.3, (seeds, rows)) * hard
+            for _ in range(2)
+        )
+        yield paired_gain(first.tolist(), second.tolist())
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("seed_sd", [0.0, 0.02, 0.1])
+def test_nothing_is_kept_by_noise(seeds, seed_sd):
+    kept = sum(g.verdict is True for g in null_gains(400, seeds, 120, seed_sd))
+    print(f"{seeds} seeds, spread {seed_sd}: {kept} of 400 null changes kept")
+    assert kept <= 20
+
+
+def test_nothing_is_kept_by_noise_in_real_trainings():
+    """Changes that change nothing: the same small networks under other seeds."""
+    import torch
+    from sklearn.datasets import load_breast_cancer
+
+    x, y = load_breast_cancer(return_X_y=True)
+    inputs = torch.tensor((x - x.mean(0)) / x.std(0), dtype=torch.float32)
+    labels = torch.tensor(y)
+
+    def train(seed):
+        torch.manual_seed(seed)
+        net = torch.nn.Sequential(torch.nn.Linear(30, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+        for _ in range(40):
+            rows = torch.randint(0, 300, (32,))
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(net(inputs[rows]), labels[rows]).backward()
+            optimizer.step()
+        with torch.no_grad():
+            held = torch.nn.functional.cross_entropy(
+                net(inputs[300:]), labels[300:], reduction="none"
+            )
+        return held.tolist()
+
+    outcomes = [train(seed) for seed in range(90)]
+    draw, kept = np.random.default_rng(0), 0
+    for _ in range(200):
+        chosen = [outcomes[i] for i in draw.permutation(90)[:6]]
+        kept += paired_gain(chosen[:3], chosen[3:]).verdict is True
+    print(f"{kept} of 200 real null changes kept, three seeds each")
+    assert kept <= 10

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_recipe.instruments.rates import decay_done
 from hf_recipe.regularize.early_stopping import STATE, EarlyStopping, StoppingRule
@@ -273,7 +273,7 @@ def test_callback_stops_without_loading_the_best(tmp_path):
     trainer.train()
     assert 11 <= trainer.state.global_step <= 25
     assert callback.rule.best_evaluation == 10
-    assert "no new best" in trainer.state.stateful_callbacks[STATE]["rule"]["reason"]
+    assert "no new best" in trainer.state.stateful_callbacks[STATE]["rules"]["eval_loss"]["reason"]
 
 
 def test_callback_waits_for_the_cooldown(tmp_path):
@@ -311,3 +311,62 @@ def test_one_set_of_several_is_followed(tmp_path):
     trainer.eval_dataset = {"a": trainer.eval_dataset, "b": trainer.eval_dataset}
     trainer.train()
     assert callback.rule.evaluations == 12
+
+
+def test_several_sets_stop_together(tmp_path):
+    """Set a turns at 10; while b still gains, the run goes on."""
+    callback = EarlyStopping(metric=("eval_a_loss", "eval_b_loss"))
+    trainer = trainer_of(tmp_path, callback, lambda step: 1 + abs(step - 10) / 10, steps=60)
+    rows = trainer.eval_dataset
+    inner = trainer.evaluate
+
+    def evaluate(eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        return inner(eval_dataset, ignore_keys, metric_key_prefix)
+
+    trainer.evaluate = evaluate
+    trainer.eval_dataset = {"a": rows, "b": rows}
+    loop = trainer.evaluation_loop
+
+    def scripted(*args, **kwargs):
+        output = loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        turn = 10 if prefix == "eval_a" else 30
+        output.metrics.pop("eval_loss", None)
+        output.metrics[f"{prefix}_loss"] = 1 + abs(trainer.state.global_step - turn) / 10
+        return output
+
+    trainer.evaluation_loop = scripted
+    trainer.train()
+    assert set(callback.rules) == {"eval_a_loss", "eval_b_loss"}
+    assert callback.rules["eval_a_loss"].best_evaluation == 10
+    assert 31 <= trainer.state.global_step <= 50
+
+
+class Rates(TrainerCallback):
+    def __init__(self):
+        self.seen = []
+
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self.seen.append(optimizer.param_groups[0]["lr"])
+
+
+def test_the_cool_down_can_begin_now(tmp_path):
+    callback, rates = EarlyStopping(cool_down=0.25), Rates()
+    options = {
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {"num_decay_steps": 20},
+        "learning_rate": 1e-3,
+    }
+    script = lambda step: 1 + abs(step - 10) / 10  # noqa: E731
+    trainer = trainer_of(tmp_path, callback, script, steps=100, **options)
+    trainer.add_callback(rates)
+    trainer.train()
+    begin, end = callback._cooling
+    assert 11 <= begin <= 25
+    assert trainer.state.global_step == end == begin + max(1, round(0.25 * begin))
+    assert rates.seen[begin - 1] == pytest.approx(1e-3)
+    cooled = rates.seen[begin:]
+    assert cooled == sorted(cooled, reverse=True)
+    assert cooled[-1] < 0.5e-3
+    with pytest.raises(ValueError, match="cool_down"):
+        EarlyStopping(cool_down=0)

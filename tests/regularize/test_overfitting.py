@@ -6,17 +6,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from hf_recipe.data.duplicates import Repeats
 from hf_recipe.instruments.window import Evaluation, Step, Window
+from hf_recipe.regularize.circumstances import Circumstances, advice
+from hf_recipe.regularize.more_data import DataCurve
 from hf_recipe.regularize.overfitting import DeclaredMetric, Turn, fold, overfitting
 
 TURN = Turn("eval_loss", False, 100, 200, 0.50, 0.60, 0.10, 0.01, 0.01, 5, 0.40, 0.20, 0.01)
+TURN = replace(TURN, advice=("more data (80 rows)", "weight decay (now 0)"))
 
 
 def test_literal_numbers():
     (fault,) = overfitting(TURN)
     assert "step 100" in fault.message
     assert "0.1 +- 0.01 worse at step 200" in fault.message
-    assert "more data, augmentation" in fault.message
+    assert "in the recipe's order: more data (80 rows), weight decay (now 0)" in fault.message
     for healthy in (
         replace(TURN, worse=0.03),  # within the noise
         replace(TURN, worse=0.008, scatter=0.0001, paired_error=0.0001),  # too small to matter
@@ -93,3 +97,28 @@ def test_a_metric_that_is_absent_or_not_finite_is_silent(value):
     declared = DeclaredMetric("eval_f1", True)
     metrics = [{} if value is None else {"eval_f1": value} for _ in losses]
     assert not run(train, losses, metrics=metrics, declared=declared)
+
+
+def test_the_advice_says_what_this_run_has():
+    run = Circumstances(80, 40_000, "pixel_values", 0.1, 0.0, False, False)
+    repeats = Repeats(("image",), 80, 60, 20, conflicting=6)
+    told = advice({"Circumstances": run, "Repeats": repeats}, 120)
+    assert told == (
+        "more data (80 rows, 25% of those read are copies)",
+        "Augmentation(Move(), Noise())",
+        "pretrained weights",
+        "6 rows have equal inputs under different labels: mend these",
+        "a smaller model (500 parameters per row)",
+        "dropout (now 0.1)",
+        "weight decay (now 0)",
+        "early stopping (at step 120)",
+    )
+    curve = DataCurve(
+        (40, 80, 160), (0.9, 0.7, 0.5), 160, 0.5, 0.01, 0.1, (0.4, 0.3, 0.45), (0.3, 0.2, 0.4), 0.1
+    )
+    other = replace(run, parameters=100, augmented=True, pretrained=True)
+    told = advice({"Circumstances": other, "DataCurve": curve}, 120)
+    assert told[0] == "more data (twice the rows: 0.5 to 0.4 [0.3, 0.45])"
+    assert told[1] == "augmentation is on: a stronger one"
+    assert len(told) == 5
+    assert advice({}, 3)[0] == "more data"
