@@ -10,11 +10,7 @@ own quasi-random sampler draws points of the same number in the same space.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +22,9 @@ from hf_recipe.tune.analysis import analyse
 from hf_recipe.tune.space import quasi_random
 from hf_recipe.tune.study import read_study
 from hf_recipe.tune.surface import effects
+from scripts.figures import OUT, Figures
 
 TRIALS, DIMENSIONS = 16, 4
-REGRET, PARITY, HITS, ALARMS, RANKS, ADOPTED = 0.80, 1.03, 0.95, 0.05, 0.9, 0.05
 RATE = {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-2}
 
 
@@ -161,38 +157,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a quarter of the repeats")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, default=Path("benchmark_tune.json"))
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the JSON")
     options = parser.parse_args()
     share = 4 if options.quick else 1
-    figures: list[dict[str, Any]] = []
-
-    def record(name: str, value: float, target: float, at_least: bool) -> None:
-        met = value >= target if at_least else value <= target
-        figures.append({"name": name, "value": value, "target": target, "met": bool(met)})
-        sign = ">=" if at_least else "<="
-        print(f"{'ok    ' if met else 'MISSED'} {name}: {value:.4g} (target {sign} {target:g})")
-        sys.stdout.flush()
-
+    command = "scripts/benchmark.py tune" + (" --quick" if options.quick else "")
+    figures = Figures(command, "Search", seed=options.seed)
     regret = regrets(400 // share, options.seed)
-    record("regret over random's, 16 trials, 4 dimensions", regret["ours"] / regret["random"],
-           REGRET, False)  # fmt: skip
-    record("regret over Optuna's QMC", regret["ours"] / regret["optuna"], PARITY, False)
-    hits, alarms = edges(200 // share)
-    record("edges found, synthetic studies", hits, HITS, True)
-    record("false edges, synthetic studies", alarms, ALARMS, False)
-    record("importance, rank correlation", importance(40 // share), RANKS, True)
-    record("adopted under the null", adopted_by_luck(1000 // share), ADOPTED, False)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    versions = {p: version(p) for p in ("numpy", "scipy", "optuna")}
-    content = {
-        "figures": figures,
-        "regrets": regret,
-        "seed": options.seed,
-        "versions": versions | {"python": platform.python_version()},
-        "commit": commit.stdout.strip(),
-    }
-    options.json.write_text(json.dumps(content, indent=1) + "\n")
-    return 0 if all(figure["met"] for figure in figures) else 1
+    note = f"{TRIALS} trials, {DIMENSIONS} dimensions, {400 // share} x 50 quadratic valleys"
+    figures.record("regret over random's", regret["ours"] / regret["random"], most=0.80, note=note)
+    figures.record(
+        "regret over Optuna's QMC", regret["ours"] / regret["optuna"], most=1.03, note=note
+    )
+    studies = 200 // share
+    hits, alarms = edges(studies)
+    note = f"{studies} synthetic studies"
+    figures.record("optimum at an edge: found", hits, least=0.95, note=note)
+    figures.record("optimum inside: flagged", alarms, most=0.05, note=note)
+    ranks = importance(40 // share)
+    figures.record("importance: rank correlation with true shares", ranks, least=0.9)
+    luck = adopted_by_luck(1000 // share)
+    note = f"{1000 // share} studies whose settings are alike, 5 paired seeds"
+    figures.record("a winner adopted by luck", luck, most=0.05, note=note)
+    return figures.finish(options.out)
 
 
 if __name__ == "__main__":
