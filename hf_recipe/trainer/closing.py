@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import platform
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+WRITE_EVERY = 5.0  # seconds between two reports of a run in which nothing is found
+
 
 class Closing:
     """Renders one recipe's report: console, files, tracker; and keeps what rides in checkpoints."""
@@ -49,6 +52,7 @@ class Closing:
         self._summarised = 0
         self._untold = False
         self._outlook: Outlook | None = None
+        self._written = -WRITE_EVERY
         trainer = recipe.trainer
         if trainer is not None:
             self.place(trainer.args)
@@ -89,7 +93,8 @@ class Closing:
             loss = sum(finite) / len(finite) if finite else loss
         if loss is not None:
             self.evaluations.setdefault(evaluation.split, Series()).add(evaluation.step, loss)
-        self.write()
+        if self._untold or time.monotonic() - self._written > WRITE_EVERY:
+            self.write()
         self.tell(evaluation.step)
 
     def finished(self, state: Any) -> None:
@@ -130,6 +135,7 @@ class Closing:
         """Write the report as it stands, atomically; the page too where asked for."""
         if rank() != 0:
             return
+        self._written = time.monotonic()
         report = self.recipe.report
         report.to_json(self.folder / "report.json")
         if page:

@@ -19,7 +19,7 @@ def test_judging_numbers():
     assert list(example_leak(RowDependence(4, 0.3, 1e-7, "pixel_values"))) == []
     assert list(example_leak(RowDependence(4, 0.0, 0.0, "pixel_values"))) == []
     assert len(list(example_leak(RowDependence(4, 0.3, 0.01, "pixel_values")))) == 1
-    assert len(list(example_leak(RowDependence(4, 0.3, float("nan"), "x")))) == 1
+    assert list(example_leak(RowDependence(4, 0.3, float("nan"), "x"))) == []  # proves nothing
 
 
 class Mixing(nn.Module):
