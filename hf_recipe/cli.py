@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ SEVERITIES = ("error", "warning", "note", "never")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 clean, 1 findings, 2 usage, 3 a crash)."""
     given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] != ["check"] and not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # bars are for a terminal
     if given[:1] == ["run"]:  # its flags are the main job's own
         from hf_recipe.runner.main import main as run
 
@@ -147,7 +150,13 @@ def _read_report(path: str) -> Any:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} is not a report: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"{path} is not a report: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"no JSON, line {error.lineno} column {error.colno}: {error.msg}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _report(options: Any) -> int:
@@ -189,7 +198,7 @@ def _autopsy(options: Any) -> int:
     if not reports:
         return CLEAN
     report = _read_report(str(reports[0]))
-    print(f"report: {reports[0]}, {report.status}; next: {report.next_step}")
+    print(f"report: {reports[0]}, {report.status}")
     _say(report, str(reports[0]))
     return FOUND if report.at_least("error") else CLEAN
 

@@ -10,6 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,12 @@ class Settings:
             require_known(severity, SEVERITIES, f"severity of {name}")
         for name, given in self.thresholds.items():
             require_known(name, checks, "thresholds: check")
-            for threshold in given:
+            for threshold, value in given.items():
                 require_known(threshold, checks[name], f"thresholds: {name} has no threshold")
+                if isinstance(value, bool) or not isinstance(value, Real):
+                    raise ValueError(
+                        f"thresholds: {threshold} of {name} must be a number; got {value!r}"
+                    )
         require_known(self.on_error, ON_ERROR, "on_error")
         if not 0 < self.overhead <= 1:
             raise ValueError(f"overhead must lie in (0, 1]; got {self.overhead}")

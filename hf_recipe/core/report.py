@@ -217,8 +217,8 @@ class Report:
         """The report that `to_dict` came from; raises ValueError on another schema."""
         if data.get("schema") != SCHEMA:
             raise ValueError(
-                f"not a report of this version: schema is {data.get('schema')!r}, "
-                f"expected {SCHEMA!r}; read it with the version of hf_recipe that wrote it"
+                f"schema {data.get('schema')!r}, expected {SCHEMA!r}; "
+                "read it with the version that wrote it"
             )
         flat: list[Finding] = []
         for item in data["findings"]:

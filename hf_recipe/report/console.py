@@ -140,7 +140,7 @@ class ConsoleSink:
         if not alarms and not report.crashed:
             self._print(self._one_line(report, path))
             return
-        for line in _wrap(f"hf-recipe: {counts(report)}; {coverage(report)}", WIDTH, 4, "  "):
+        for line in _wrap(f"hf-recipe: {counts(report)}; {coverage(report)}", WIDTH, 2, "  "):
             self._print(self._clean(line))
         for finding in alarms:
             for number, line in enumerate(self._root(finding)):
@@ -162,6 +162,7 @@ class ConsoleSink:
         crashed = [f"{name} ({error})" for name, error in sorted(report.redacted().crashed.items())]
         parts = [
             ("notes", _few(_note_names(report), MOST_NOTES), 1),
+            ("skipped", skip_reasons(report), 2),
             ("crashed", _few(crashed, MOST_NOTES), 2),
             ("next", report.next_step, 2),
             ("report", str(path or ""), 2),
@@ -172,15 +173,18 @@ class ConsoleSink:
 
     def _one_line(self, report: Report, path: str | os.PathLike[str] | None) -> str:
         notes = _note_names(report)
-        found = f"{_plural(len(notes), 'note')} ({_few(notes, MOST_NOTES)})" if notes else "healthy"
+        short = _plural(len(notes), "note") if notes else "healthy"
+        found = f"{short} ({_few(notes, MOST_NOTES)})" if notes else short
+        told = f"; report: {path}" if path else ""
         ran = f"{len(report.ran)} ran, {len(report.skipped)} skipped"
         for line in (
-            f"hf-recipe: {found}; {ran}" + (f"; report: {path}" if path else ""),
+            f"hf-recipe: {found}; {ran}" + told,
+            f"hf-recipe: {short}; {ran}" + told,
             f"hf-recipe: {found}; {ran}",
         ):
             if len(line) <= WIDTH:
                 return self._clean(line)
-        return f"hf-recipe: {_plural(len(notes), 'note')}; {ran}"
+        return f"hf-recipe: {short}; {ran}"
 
     # ---------------------------------------------------------------- printing
 
@@ -210,16 +214,22 @@ def counts(report: Report) -> str:
 
 
 def coverage(report: Report) -> str:
-    """``14 ran, 3 skipped (no eval_dataset: split-leak, ...), 0 crashed``."""
-    reasons: dict[str, list[str]] = {}
-    for name, reason in sorted(report.skipped.items()):
-        reasons.setdefault(reason, []).append(name)
-    common = sorted(reasons.items(), key=lambda item: -len(item[1]))
-    told = [f"{reason}: {_few(names, 2)}" for reason, names in common[:MOST_REASONS]]
-    if len(common) > MOST_REASONS:
-        told.append(f"{len(common) - MOST_REASONS} other reasons in the report")
-    skipped = f"{len(report.skipped)} skipped" + (f" ({'; '.join(told)})" if told else "")
-    return f"{len(report.ran)} ran, {skipped}, {len(report.crashed)} crashed"
+    """``14 ran, 3 skipped, 0 crashed``."""
+    return f"{len(report.ran)} ran, {len(report.skipped)} skipped, {len(report.crashed)} crashed"
+
+
+def skip_reasons(report: Report) -> str:
+    """``8: runs by its own call; 2: no eval_dataset``: how many checks each reason held back.
+
+    What a reason says after a colon or in brackets differs by check and stands in the report.
+    """
+    numbers = Counter(re.split(r": | \(", reason)[0] for reason in report.skipped.values())
+    common = numbers.most_common(MOST_REASONS)
+    told = [f"{number}: {reason}" for reason, number in common]
+    rest = len(report.skipped) - sum(number for _, number in common)
+    if rest:
+        told.append(f"{rest} more in the report")
+    return "; ".join(told)
 
 
 def where(finding: Finding) -> str:

@@ -99,16 +99,22 @@ def _say(text: str) -> None:
 def told(seen: HumanBaseline) -> str:
     """The figures as lines of text."""
 
-    def number(value: float) -> str:
-        return "undefined" if math.isnan(value) else f"{value:.3f}"
-
     lines = [
-        f"rows          {seen.rows}, by {seen.annotators} annotator(s)",
+        f"rows          {seen.rows}, by {seen.annotators} "
+        f"annotator{'' if seen.annotators == 1 else 's'}",
         f"accuracy      {seen.right / seen.answered:.1%} [{seen.low:.1%}, {seen.high:.1%}]",
-        f"self          agreement {number(seen.self_agreement)}, kappa {number(seen.self_kappa)} "
-        f"[{number(seen.kappa_low)}, {number(seen.kappa_high)}]",
-        f"annotators    Krippendorff's alpha {number(seen.alpha)}",
-        f"time          {number(seen.seconds)} s an answer",
-        f"disagreements {len(seen.disagreements)} rows: {list(seen.disagreements[:20])}",
     ]
+    if not math.isnan(seen.self_agreement):
+        kappa = f"{seen.self_kappa:.3f} [{seen.kappa_low:.3f}, {seen.kappa_high:.3f}]"
+        known = "undefined: one class alone" if math.isnan(seen.self_kappa) else kappa
+        lines.append(f"self          agreement {seen.self_agreement:.3f}, kappa {known}")
+    if not math.isnan(seen.alpha):
+        lines.append(f"annotators    Krippendorff's alpha {seen.alpha:.3f}")
+    if not math.isnan(seen.seconds):
+        lines.append(f"time          {seen.seconds:.1f} s an answer")
+    listed = ", ".join(map(str, seen.disagreements[:20]))
+    more = " ..." if len(seen.disagreements) > 20 else ""
+    lines.append(
+        f"disagreements {len(seen.disagreements)}" + (f", rows {listed}{more}" if listed else "")
+    )
     return "\n".join(lines) + "\n"

@@ -24,6 +24,10 @@ def gate_of(stage: Stage, points: Sequence[Point]) -> Gate:
     return Gate(stage, worst, tuple(marks[verdict] + text for verdict, text in ordered))
 
 
+def _number(names: Sequence[str], noun: str) -> str:
+    return f"{len(names)} {noun}{'' if len(names) == 1 else 's'}"
+
+
 def data_gate(
     errors: Sequence[str],
     warnings: Sequence[str],
@@ -37,11 +41,13 @@ def data_gate(
         answered: questions with an answer ("undecided" is one).
         unanswered: questions without one, with the reason.
     """
-    points: list[Point] = [("pass", f"{len(answered)} questions answered")] if answered else []
+    points: list[Point] = (
+        [("pass", f"{_number(answered, 'question')} answered")] if answered else []
+    )
     if errors:
-        points.append(("fail", f"{len(errors)} errors: {', '.join(errors)}"))
+        points.append(("fail", f"{_number(errors, 'error')}: {', '.join(errors)}"))
     if warnings:
-        points.append(("warn", f"{len(warnings)} warnings: {', '.join(warnings)}"))
+        points.append(("warn", f"{_number(warnings, 'warning')}: {', '.join(warnings)}"))
     points += [("warn", f"unanswered: {text}") for text in unanswered]
     return gate_of("data", points or [("warn", "nothing was looked at")])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.table import Table as RichTable
 from hf_recipe.core.finding import Finding
 from hf_recipe.core.report import GATES, Gate, Report
 from hf_recipe.instruments.compare import Outcome, Variant
-from hf_recipe.report.console import ConsoleSink
+from hf_recipe.report.console import WIDTH, ConsoleSink
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 
@@ -38,7 +39,9 @@ class Show:
         return ConsoleSink(enabled=False)
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        for given in text.split("\n"):
+            for line in _wrapped(given, len(given) - len(given.lstrip())):
+                self.console.print(line, markup=False)
 
     def stage(self, stage: str) -> None:
         self.console.print()
@@ -48,11 +51,9 @@ class Show:
         self.sink.finding(finding)
 
     def gate(self, gate: Gate) -> None:
-        self.console.print(
-            f"  gate: {gate.verdict.upper()}  \u201c{GATES[gate.stage]}\u201d",
-            style=COLOURS[gate.verdict],
-            markup=False,
-        )
+        head = f"  gate: {gate.verdict.upper()}  \u201c{GATES[gate.stage]}\u201d"
+        for line in _wrapped(head, 8):
+            self.console.print(line, style=COLOURS[gate.verdict], markup=False)
         for reason in gate.reasons:
             self.say(f"        {reason}")
 
@@ -98,3 +99,14 @@ class Show:
     def closing(self, report: Report, path: str) -> None:
         self.console.print()
         self.sink.summary(report, path)
+
+
+def _wrapped(line: str, hanging: int) -> list[str]:
+    """`line` in lines of at most WIDTH columns; a path is never broken."""
+    return textwrap.wrap(
+        line,
+        WIDTH,
+        subsequent_indent=" " * hanging,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [""]

@@ -54,6 +54,10 @@ def test_argument_over_command_line_over_yaml_over_pyproject(tmp_path):
         ({"thresholds": {"loss-spike": {"facto": 3}}}, "did you mean 'factor'"),
         ({"thresholds": {"loss-spike": 3}}, "must map check names"),
         ({"on_error": "rais"}, "did you mean 'raise'"),
+        (
+            {"thresholds": {"loss-spike": {"factor": "5e-4"}}},
+            "thresholds: factor of loss-spike must be a number; got '5e-4'",
+        ),
         ({"overhead": 0}, r"overhead must lie in \(0, 1\]; got 0"),
         ({"overhead": float("nan")}, "got nan"),
         ({"overhead": "much"}, "must be a number; got 'much'"),

@@ -53,7 +53,7 @@ def test_json_holds_texts_that_have_no_utf8(tmp_path):
 
 
 def test_another_schema_is_refused():
-    with pytest.raises(ValueError, match=r"schema is 'other/1'"):
+    with pytest.raises(ValueError, match=r"schema 'other/1', expected"):
         Report.from_dict({"schema": "other/1"})
 
 

@@ -107,9 +107,7 @@ def test_colour_on_a_terminal_unless_told_otherwise(monkeypatch):
 
 def test_the_summary():
     assert printed(report=rich_report(), path="out/recipe/report.html").splitlines() == [
-        "hf-recipe: 1 error, 2 warnings, 2 notes; 18 ran, 3 skipped "
-        "(no eval_dataset: input-ignored,",
-        "overfitting; the run was not resumed: resume-drift), 1 crashed",
+        "hf-recipe: 1 error, 2 warnings, 2 notes; 18 ran, 3 skipped, 1 crashed",
         "  error[loss-not-finite] the raw loss is nan at 2 of 8 steps; the Trainer logged 4.297 "
         "(train, step",
         "    4, 2 times)",
@@ -121,6 +119,7 @@ def test_the_summary():
         "training",
         "    (validation)",
         "  notes     class-imbalance, duplicate-example",
+        "  skipped   2: no eval_dataset; 1: the run was not resumed",
         "  crashed   ranks-diverge (ValueError)",
         "  next      Mend loss-not-finite first: TrainingArguments(..., "
         "logging_nan_inf_filter=False,",
@@ -140,11 +139,22 @@ def test_a_healthy_run_is_one_short_line_and_a_healthy_trial_none():
     line = "hf-recipe: 5 notes (a-note-0, a-note-1, a-note-2 and 2 more); 2 ran, 1 skipped\n"
     assert printed(report=healthy) == line
     assert printed(report=healthy, path="p" * 300) == line
+    line = "hf-recipe: 5 notes; 2 ran, 1 skipped; report: a/longer/folder/report.html\n"
+    assert printed(report=healthy, path="a/longer/folder/report.html") == line
 
 
 def test_many_reasons_are_shortened():
     report = Report(flat=[findings()[0]], skipped={f"c-{i}": f"reason {i}" for i in range(40)})
     text = printed(report=report)
     assert "40 skipped" in text
-    assert "37 other reasons in the report" in text
+    assert "37 more in the report" in text
     assert len(text.splitlines()) < 12
+
+
+def test_reasons_are_counted_and_named_without_what_differs_by_check():
+    skipped = {f"c-{i}": f"runs by its own call: hf_recipe.call_{i}(...)" for i in range(8)}
+    report = Report(
+        flat=[findings()[0]], skipped={**skipped, "d": "there is no tokenizer: give it"}
+    )
+    told = [line for line in printed(report=report).splitlines() if "own call" in line]
+    assert told == ["  skipped   8: runs by its own call; 1: there is no tokenizer"]

@@ -55,6 +55,12 @@ def test_report_is_rendered_and_refused(tmp_path, capsys):
     (tmp_path / "other.json").write_text("[]")
     assert main(["report", str(tmp_path / "other.json")]) == 2
     assert "is not a report" in capsys.readouterr().err
+    (tmp_path / "cut.json").write_text('{"a": 1,')
+    assert main(["report", str(tmp_path / "cut.json")]) == 2
+    assert "cut.json is not a report: no JSON, line 1 column 9" in capsys.readouterr().err
+    (tmp_path / "old.json").write_text('{"a": 1}')
+    assert main(["report", str(tmp_path / "old.json")]) == 2
+    assert capsys.readouterr().err.count("not a report") == 1
 
 
 def test_autopsy_reads_what_a_run_left(tmp_path, capsys):

@@ -30,7 +30,7 @@ LOST = Gain(-math.inf, -math.inf, -math.inf, 3)
 def test_data(errors, warnings, unanswered, verdict):
     gate = data_gate(errors, warnings, ["how many?"], unanswered)
     assert gate.verdict == verdict
-    assert any("1 questions answered" in reason for reason in gate.reasons)
+    assert any("1 question answered" in reason for reason in gate.reasons)
 
 
 @pytest.mark.parametrize(
