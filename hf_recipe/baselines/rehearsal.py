@@ -228,6 +228,7 @@ class _Rehearsal:
         """The measurement, with what was reached so far."""
         trainer, result = self.subject.trainer, self.result
         names = tuple(str(k) for k in result) if isinstance(result, Mapping) else ()
+        self.subject.cache.setdefault("metric names", {})[self.rows.name] = names
         return EvaluationRehearsal(
             rows=self.done,
             total_rows=len(self.rows),
@@ -299,10 +300,9 @@ def _kept_generation_config(model: Any) -> Iterator[None]:
 
 
 def _nbytes(value: Any) -> int:
-    if isinstance(value, (list, tuple)):
-        return sum(_nbytes(item) for item in value)
-    if isinstance(value, Mapping):
-        return sum(_nbytes(item) for item in value.values())
+    if isinstance(value, (list, tuple, Mapping)):
+        items = value.values() if isinstance(value, Mapping) else value
+        return sum(_nbytes(item) for item in items)
     return int(getattr(value, "nbytes", 0))
 
 

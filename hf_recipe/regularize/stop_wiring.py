@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from hf_recipe.core.check import Check, Measurement, Probe
+from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.subject import Plan
+
+LIBRARIES = ("transformers.", "hf_recipe.")  # their callbacks leave the metrics as they are
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,58 @@ def _patience(setup: StoppingSetup, few: int) -> Iterator[Fault]:
         )
 
 
+# ---------------------------------------------------------------- a metric of the user's own
+
+
+@dataclass(frozen=True)
+class ChosenMetric(Measurement):
+    """The metric that chooses, beside what a rehearsed evaluation returned.
+
+    Attributes:
+        metric: ``metric_for_best_model``, as in the logs ("eval_f1").
+        returned: names that `compute_metrics` returned, as in the logs.
+    """
+
+    metric: str
+    returned: tuple[str, ...]
+
+
+def take_chosen(subject: Any) -> Iterator[ChosenMetric]:
+    """Set the chosen metric beside the names that the rehearsal of evaluation came by."""
+    from transformers import TrainerCallback
+
+    args, trainer = subject.args, subject.trainer
+    metric = args.metric_for_best_model
+    if metric is None or str(args.eval_strategy.value) == "no":
+        raise Skip("no evaluation chooses by a metric")
+    returned = subject.cache.get("metric names", {})
+    if trainer is None or isinstance(trainer.eval_dataset, dict) or not any(returned.values()):
+        raise Skip("what compute_metrics returns was not seen")
+    for callback in trainer.callback_handler.callbacks:
+        hook, home = type(callback).on_evaluate, type(callback).__module__
+        if hook is not TrainerCallback.on_evaluate and not home.startswith(LIBRARIES):
+            raise Skip(f"{type(callback).__name__} may add to what evaluation returns")
+    names = {_logged(name) for found in returned.values() for name in found}
+    yield ChosenMetric(_logged(metric), tuple(sorted(names)))
+
+
+def _logged(name: str) -> str:
+    return name if name.startswith("eval_") else f"eval_{name}"
+
+
+def unreported(seen: ChosenMetric) -> Iterator[Fault]:
+    """A metric to choose by that evaluation does not return: its first run raises KeyError."""
+    timed = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    if seen.metric in (*seen.returned, *(f"eval_{name}" for name in timed)):
+        return
+    yield _fault(
+        "metric",
+        f"metric_for_best_model is {seen.metric}, and compute_metrics returns "
+        f"{', '.join(seen.returned[:5])}: the first evaluation ends the run with a KeyError",
+        f'metric_for_best_model="{seen.returned[0]}"',
+    )
+
+
 def _fault(subject: str, message: str, fix: str, severity: Any = None) -> Fault:
     return Fault(
         message=message,
@@ -232,17 +286,25 @@ EARLY_STOP_MISWIRED = Check(
     name="early-stop-miswired",
     stage="regularize",
     severity="error",
-    moments=("static",),
+    moments=("static", "probe"),
     why="The run will not stop, or will not end with its best weights, and says so at the first "
     "evaluation, at the end, or never.",
     fix='eval_strategy="epoch", save_strategy="best", metric_for_best_model="loss"',
     source="transformers issues 28530 (2024), 40221 (2025)",
-    judges=(miswired,),
-    unsure="Metrics that another callback adds to the evaluation's dict.",
+    judges=(miswired, unreported),
+    unsure="Metrics that another callback adds to the evaluation's dict, or that a function "
+    "returns only where enough rows are there.",
 )
 PROBE = Probe(
     name="read how the run stops and chooses",
     moment="static",
     measures=(StoppingSetup,),
     take=take,
+)
+CHOSEN = Probe(
+    name="look for the metric that chooses",
+    moment="probe",
+    measures=(ChosenMetric,),
+    take=take_chosen,
+    needs=("unsharded",),
 )

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
+import hf_recipe
 from hf_recipe.instruments.subject import Plan, Subject
 from hf_recipe.regularize.early_stopping import EarlyStopping
-from hf_recipe.regularize.stop_wiring import EARLY_STOP_MISWIRED, take
+from hf_recipe.regularize.stop_wiring import EARLY_STOP_MISWIRED, ChosenMetric, take
 
 
 def found(folder, callbacks=(), compute=None, sets=False, steps=100, base=Trainer, **options):
@@ -95,3 +96,54 @@ def test_what_a_function_will_report_is_not_known_and_so_silent(tmp_path):
             return super().evaluate(*args, **kwargs)
 
     assert found(tmp_path, [stock()], base=Own, **named) == set()
+
+
+@pytest.mark.parametrize("metric", ["eval_f1", "eval_loss", "eval_runtime"])
+def test_a_metric_that_was_returned_may_choose(metric):
+    assert not list(EARLY_STOP_MISWIRED.judge(ChosenMetric(metric, ("eval_f1",))))
+
+
+def test_a_metric_that_was_not_returned_cannot_choose():
+    (fault,) = EARLY_STOP_MISWIRED.judge(ChosenMetric("eval_f1", ("eval_accuracy", "eval_mcc")))
+    assert "eval_f1" in fault.message
+    assert "eval_accuracy, eval_mcc" in fault.message
+
+
+class Scorer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 2)
+
+    def forward(self, x, labels=None):
+        logits = self.linear(x)
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class AddsF1(TrainerCallback):
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        metrics["eval_f1"] = 1.0
+
+
+@pytest.mark.parametrize(
+    ("metric", "callbacks", "faults"),
+    [
+        ("f1", (), 1),
+        ("accuracy", (), 0),
+        ("eval_accuracy", (), 0),
+        ("loss", (), 0),
+        ("f1", (AddsF1(),), 0),
+    ],
+)
+def test_the_rehearsal_tells_a_missing_metric_before_step_1(tmp_path, metric, callbacks, faults):
+    rows = Dataset.from_dict({"x": torch.randn(32, 3).tolist(), "labels": [0, 1] * 16})
+    options = {**BEST, "metric_for_best_model": metric, "greater_is_better": True}
+    trainer = Trainer(
+        Scorer(),
+        TrainingArguments(tmp_path, max_steps=10, report_to=[], use_cpu=True, **options),
+        train_dataset=rows,
+        eval_dataset=rows,
+        callbacks=list(callbacks),
+        compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == 0).mean())},
+    )
+    seen = hf_recipe.attach(trainer, select=["early-stop-miswired", "eval-crashes"]).preflight()
+    assert [f.check for f in seen] == ["early-stop-miswired"] * faults
