@@ -24,6 +24,7 @@ from hf_recipe.data.labels import (
     LabelCounts,
     count_labels,
     head_outputs,
+    other_parts,
 )
 from hf_recipe.data.source import Roles, Source, roles_of, source_of, splits_of
 from hf_recipe.instruments.subject import Subject
@@ -218,6 +219,9 @@ def absent_class(
     )
     if found.unused == (0,) and labels.lowest == 1:
         message += "; labels start at 1: off by one?"
+    whole = (
+        labels.form == "tags" and not found.elsewhere and len(found.unused) == found.unused_count
+    )
     if found.elsewhere:
         message += f"; an evaluation set uses {found.elsewhere} of them"
     yield Fault(
@@ -228,6 +232,7 @@ def absent_class(
             "expected": f"all {found.outputs}",
             "unused": list(found.unused[:20]),
         },
+        severity="note" if whole and other_parts(found.head_names, found.unused) else None,
     )
 
 

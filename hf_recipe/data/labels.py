@@ -206,6 +206,16 @@ def seen_counts(subject: Subject, source: Source, roles: Roles) -> LabelCounts:
     return counts
 
 
+def other_parts(names: Sequence[str], unused: Sequence[int]) -> bool:
+    """Whether each unused tag is a part (I-, E-, ...) of an entity whose other parts are used."""
+    parts = [name.partition("-") for name in names]
+    if max(unused) >= len(parts):
+        return False
+    marks = "BIELMSU"  # begin, inside, end or last, middle, single or unit
+    used = {kind for i, (mark, _, kind) in enumerate(parts) if mark in marks and i not in unused}
+    return all(parts[i][0] in marks and parts[i][2] in used - {""} for i in unused)
+
+
 def head_outputs(model: Any) -> int | None:
     """The outputs of a classification or regression head; None where the model has none."""
     config = getattr(model, "config", None)

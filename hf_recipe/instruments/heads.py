@@ -23,6 +23,7 @@ SOFTMAX, BINARY, REGRESSION = (
     "multi_label_classification",
     "regression",
 )
+VOCABULARY_TASKS = ("causal", "masked", "seq2seq")  # the outputs are words
 Rebuild = Callable[[torch.Tensor], torch.Tensor]
 
 

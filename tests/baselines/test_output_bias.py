@@ -29,13 +29,15 @@ def severities(measurement):
 
 
 class TestJudgingTheGap:
-    def test_a_wide_gap_is_a_warning(self):
-        assert severities(GAP) == ["warning"]
+    @pytest.mark.parametrize("skew", [None, 0.3, 0.5])
+    def test_a_wide_gap_is_a_warning(self, skew):
+        assert severities(replace(GAP, skew=skew)) == ["warning"]
 
     @pytest.mark.parametrize(
         "change", [{"has_bias": False}, {"has_bias": None}, {"steps": 15.0},
                    {"problem_type": "regression"},
-                   {"problem_type": "multi_label_classification"}]
+                   {"problem_type": "multi_label_classification"}, {"task": "masked"},
+                   {"task": "seq2seq"}, {"skew": 0.0}, {"skew": 0.1}]
     )  # fmt: skip
     def test_it_is_a_note_where_little_can_be_won(self, change):
         assert severities(replace(GAP, **change)) == ["note"]
@@ -74,6 +76,19 @@ def test_imbalance_is_found_and_the_remedy_silences_it():
 @pytest.mark.parametrize("name", ["bert", "bert-2", "vit", "resnet", "mlp", "mlp-2", "bert-tokens"])
 def test_balanced_labels_are_silent(name):
     assert not gap_of(*CASES[name]())[0]
+
+
+def test_weights_that_lean_are_no_prior():
+    """Even labels under a net whose fresh weights favour one output: a note, not a prior's."""
+    even = np.random.default_rng(0).permutation(np.arange(1024) % 2)
+    model, rows = with_labels(CASES["bert-2"](), even)
+    with torch.no_grad():
+        model.classifier.bias[0] = 1.5
+    findings, gap = gap_of(model, rows)
+    assert gap.gap > 0.2
+    assert gap.skew < 0.02
+    assert {f.severity for f in findings} <= {"note"}
+    assert gap_of(*CASES["imbalanced"]())[1].skew > 0.2
 
 
 def skewed(classes, n=256):
@@ -154,6 +169,13 @@ class TestJudgingTheDrop:
 
     def test_a_short_one_is_a_note(self):
         assert self.judge(arrived=15) == ["note"]
+
+    @pytest.mark.parametrize("task", ["causal", "masked", "seq2seq"])
+    def test_over_a_vocabulary_it_is_a_note(self, task):
+        assert self.judge(task=task) == ["note"]
+
+    def test_between_even_labels_it_is_a_note(self):
+        assert self.judge(initial=1.2, prior=math.log(2)) == ["note"]
 
     @pytest.mark.parametrize("change", [{"fell": 0.4}, {"initial": 0.12}, {"noise": 0.3}])
     def test_silent(self, change):

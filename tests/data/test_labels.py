@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -60,6 +61,15 @@ def test_absent_class():
     # four labels cannot show nine classes
     few = counted(counts={"0": 2, "1": 2})
     assert not list(absent_class(on_head(few, outputs=9, unused=(2,), unused_count=7)))
+
+
+def test_an_entity_of_single_words_leaves_its_inner_tag_unused():
+    names = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+    tags = counted(form="tags", counts={"0": 90, "1": 30, "3": 30})
+    scheme = on_head(tags, outputs=5, unused=(2, 4), unused_count=2, head_names=names)
+    assert [f.severity for f in absent_class(scheme)] == ["note"]
+    for change in ({"elsewhere": 1}, {"head_names": ()}, {"unused": (3, 4)}, {"unused": (0, 2)}):
+        assert [f.severity for f in absent_class(replace(scheme, **change))] == [None]
 
 
 def test_out_of_range():
