@@ -18,7 +18,7 @@ from hf_recipe.baselines.initial_loss import InitialLoss, remember_initial_loss
 from hf_recipe.baselines.output_bias import PRIORLESS
 from hf_recipe.core.check import Check, Measurement, Monitor, Probe, State
 from hf_recipe.core.finding import Fault
-from hf_recipe.instruments.heads import SOFTMAX, VOCABULARY_TASKS
+from hf_recipe.instruments.heads import SOFTMAX, UNEVEN_TASKS
 from hf_recipe.instruments.window import Window
 
 
@@ -149,7 +149,7 @@ def hockey_stick(
     share = drop.arrived / drop.total_steps if drop.total_steps else None
     mild = drop.problem_type != SOFTMAX or (share is not None and share < negligible)
     # Words are never even, and even labels teach nothing: as for output-bias-unset.
-    mild = mild or drop.task in VOCABULARY_TASKS or drop.uniform - drop.prior <= smallest
+    mild = mild or drop.task in UNEVEN_TASKS or drop.uniform - drop.prior <= smallest
     of = f" of {drop.total_steps}" if drop.total_steps else ""
     yield Fault(
         f"the first {drop.arrived}{of} steps only learnt the label frequencies: the loss fell "

@@ -23,7 +23,7 @@ SOFTMAX, BINARY, REGRESSION = (
     "multi_label_classification",
     "regression",
 )
-VOCABULARY_TASKS = ("causal", "masked", "seq2seq")  # the outputs are words
+UNEVEN_TASKS = ("causal", "masked", "seq2seq", "tokens")  # words; tags, where "none" rules
 Rebuild = Callable[[torch.Tensor], torch.Tensor]
 
 

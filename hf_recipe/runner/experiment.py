@@ -53,7 +53,7 @@ from hf_recipe.trainer.metrics import PRIMARY, compute_metrics_for
 
 EVALUATIONS, TRAIN_SAMPLE = 6, 1024
 RATES = {"image": 2e-3, "text": 5e-4, "numbers": 3e-3, "pretrained": 3e-5}
-EPOCHS = {"image": 24.0, "text": 8.0, "numbers": 30.0, "pretrained": 3.0}
+EPOCHS = {"image": 20.0, "text": 8.0, "numbers": 30.0, "pretrained": 3.0}
 
 
 class Lab:
