@@ -69,7 +69,7 @@ class Show:
             loss, score = "-", ""  # it was learned from: not a score
         cost = "done before" if known else f"{outcome.cost:.1f} s"
         what = f"{variant.change} (seed {variant.seed})"
-        self.say(f"  {number:3d}  {what:<52}  loss {loss}{score}  {cost}")
+        self.say(f"  {number:3d}  {what:<46}  loss {loss}{score}  {cost}")
 
     @contextlib.contextmanager
     def training(self, name: str) -> Iterator[Any]:
