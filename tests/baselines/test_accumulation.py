@@ -1,8 +1,4 @@
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +20,7 @@ from hf_recipe.core.check import Skip
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.trainer.preflight import subject_of_trainer
 from tests.models import arguments, bert, llama, progressions, words
+from tests.processes import torchrun
 
 
 def unit(**changes):
@@ -274,14 +271,16 @@ import json, sys
 from pathlib import Path
 from tests.baselines.test_accumulation import faults, measured, raw_bert, trainer_of
 from tests.models import bert, llama, progressions, words
+from tests.processes import a_rank
 folder = Path(sys.argv[1])
 told = {}
 models = {"raw": (raw_bert, words), "bert": (bert, words), "llama": (llama, progressions)}
-for name, (build, data) in models.items():
-    trainer = trainer_of(folder, build(), data(64), gradient_accumulation_steps=1)
-    unit = measured(trainer)
-    told[name] = [unit.world_size, unit.ratio, [f.subject for f in faults(unit)]]
-(folder / f"rank{trainer.args.process_index}.json").write_text(json.dumps(told))
+with a_rank():
+    for name, (build, data) in models.items():
+        trainer = trainer_of(folder, build(), data(64), gradient_accumulation_steps=1)
+        unit = measured(trainer)
+        told[name] = [unit.world_size, unit.ratio, [f.subject for f in faults(unit)]]
+    (folder / f"rank{trainer.args.process_index}.json").write_text(json.dumps(told))
 """
 
 
@@ -289,15 +288,7 @@ for name, (build, data) in models.items():
 def test_two_processes_multiply_a_loss_that_never_divides(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO)
-    root = Path(__file__).parents[2]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    subprocess.run(
-        [*launch, str(script), str(tmp_path)],
-        check=True,
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        timeout=120,
-    )
+    torchrun(script, tmp_path)
     for rank in (0, 1):
         told = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert told["raw"] == [2, pytest.approx(2.0, rel=1e-4), ["processes"]]

@@ -11,6 +11,7 @@ import pytest
 
 from hf_recipe.core.report import Report
 from hf_recipe.runner.main import main
+from tests.processes import TORCHRUN
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "recipe.py"
 QUICK = ["--use_cpu", "true", "--num_train_epochs", "1", "--trials", "2", "--keep_going"]
@@ -88,18 +89,24 @@ def test_all_stages_then_again_without_training(tmp_path, capsys):
         assert len(list(csv.DictReader(file))) == len(rows)
 
 
-TORCHRUN = ("torch.distributed.run", "--nproc_per_node")
 ACCELERATE = (
     *("accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
-    *("--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes"),
+    *(
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+        "--num_processes",
+    ),
 )
 
 
-def launched(launcher, processes, folder, port, *arguments):
+def launched(launcher, processes, folder, *arguments):
     """The outcomes by key and the verdicts by stage of a job of so many processes."""
     command = [sys.executable, "-m", launcher[0], *launcher[1:], str(processes)]
-    port_flag = "--main_process_port" if "accelerate" in launcher[0] else "--master_port"
-    command += [port_flag, str(port), str(SCRIPT), *QUICK, "--output_dir", str(folder), *arguments]
+    command += [str(SCRIPT), *QUICK, "--output_dir", str(folder), *arguments]
     done = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
     )
@@ -120,8 +127,8 @@ def first_losses(outcome):
 @pytest.mark.slow
 def test_two_processes_agree_with_one(tmp_path):
     """World size 2 in fact, through all stages; one report, one W&B run an experiment."""
-    one, verdicts = launched(TORCHRUN, 1, tmp_path / "1", 29611)
-    two, others = launched(TORCHRUN, 2, tmp_path / "2", 29612)
+    one, verdicts = launched(TORCHRUN, 1, tmp_path / "1")
+    two, others = launched(TORCHRUN, 2, tmp_path / "2")
     assert list(verdicts) == ["data", "baselines", "complexify", "regularize", "tune"]
     assert verdicts == others
     same = one.keys() & two.keys()  # what noise decides may send the two jobs other ways
@@ -139,8 +146,8 @@ def test_two_processes_agree_with_one(tmp_path):
 def test_accelerate_launches_two_processes_too(tmp_path):
     """With ``--use_cpu``: ``--cpu`` would silently run one."""
     stages = ("--stages", "data,baselines")
-    one, verdicts = launched(TORCHRUN, 1, tmp_path / "1", 29613, *stages)
-    two, others = launched(ACCELERATE, 2, tmp_path / "2", 29614, *stages)
+    one, verdicts = launched(TORCHRUN, 1, tmp_path / "1", *stages)
+    two, others = launched(ACCELERATE, 2, tmp_path / "2", *stages)
     assert verdicts == others
     assert one.keys() == two.keys()
     for name, outcome in one.items():

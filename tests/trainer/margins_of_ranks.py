@@ -8,15 +8,19 @@ from transformers import Trainer
 
 import hf_recipe
 from tests.models import arguments, bert, words
+from tests.processes import a_rank
 
 if __name__ == "__main__":
-    place, data = Path(sys.argv[1]), words(101)
-    changes = {"max_steps": -1, "num_train_epochs": 1, "gradient_accumulation_steps": 2}
-    trainer = Trainer(model=bert(), args=arguments(place, **changes), train_dataset=data)
-    recipe = hf_recipe.attach(trainer, select=["suspect-label"])
-    trainer.train()
-    watch = recipe.closer_look.margins
-    same = sum(int(a == b) for a, b in zip(watch.labels.tolist(), data["labels"][:], strict=True))
-    text = f"seen {int((watch.counts > 0).sum())} same {same} sum {watch.scores().sum():.4f}"
-    state = f"reason {watch.reason!r} crashed {recipe.report.crashed}"
-    (place / f"rank{dist.get_rank()}.txt").write_text(f"{text} {state}")
+    with a_rank():
+        place, data = Path(sys.argv[1]), words(101)
+        changes = {"max_steps": -1, "num_train_epochs": 1, "gradient_accumulation_steps": 2}
+        trainer = Trainer(model=bert(), args=arguments(place, **changes), train_dataset=data)
+        recipe = hf_recipe.attach(trainer, select=["suspect-label"])
+        trainer.train()
+        watch = recipe.closer_look.margins
+        same = sum(
+            int(a == b) for a, b in zip(watch.labels.tolist(), data["labels"][:], strict=True)
+        )
+        text = f"seen {int((watch.counts > 0).sum())} same {same} sum {watch.scores().sum():.4f}"
+        state = f"reason {watch.reason!r} crashed {recipe.report.crashed}"
+        (place / f"rank{dist.get_rank()}.txt").write_text(f"{text} {state}")

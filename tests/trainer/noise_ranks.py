@@ -10,6 +10,7 @@ from transformers import Trainer
 
 import hf_recipe
 from tests.models import arguments, batchnorm, points
+from tests.processes import a_rank
 
 
 class Jittered(torch.utils.data.Dataset):
@@ -44,12 +45,13 @@ def watched(folder: Path, data, **changes) -> str:
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[1])
-    lines = [
-        watched(place, Jittered(alike=False)),
-        watched(place, Jittered(alike=True)),
-        watched(place, Jittered(alike=True), dataloader_num_workers=1),
-        watched(place, points(), ddp_broadcast_buffers=False),
-    ]
-    text = "\n".join([f"world {dist.get_world_size()}", *lines])
-    (place / f"rank{dist.get_rank()}.txt").write_text(text)
+    with a_rank():
+        place = Path(sys.argv[1])
+        lines = [
+            watched(place, Jittered(alike=False)),
+            watched(place, Jittered(alike=True)),
+            watched(place, Jittered(alike=True), dataloader_num_workers=1),
+            watched(place, points(), ddp_broadcast_buffers=False),
+        ]
+        text = "\n".join([f"world {dist.get_world_size()}", *lines])
+        (place / f"rank{dist.get_rank()}.txt").write_text(text)

@@ -9,6 +9,7 @@ from transformers import Trainer, TrainerCallback
 
 import hf_recipe
 from tests.models import arguments, bert, words
+from tests.processes import a_rank
 
 
 class Unwrapped(Trainer):
@@ -52,7 +53,8 @@ def watched(cls: type[Trainer], folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[1])
-    lines = [watched(cls, place) for cls in (Trainer, Unwrapped, Shared)]
-    text = "\n".join([f"world {dist.get_world_size()}", *lines])
-    (place / f"rank{dist.get_rank()}.txt").write_text(text)
+    with a_rank():
+        place = Path(sys.argv[1])
+        lines = [watched(cls, place) for cls in (Trainer, Unwrapped, Shared)]
+        text = "\n".join([f"world {dist.get_world_size()}", *lines])
+        (place / f"rank{dist.get_rank()}.txt").write_text(text)

@@ -1,9 +1,6 @@
 """Law 1: weights, optimizer, random state and losses are bit-identical with and without us."""
 
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ from transformers import Trainer
 import hf_recipe
 from hf_recipe.instruments.quiet import quiet
 from tests.models import arguments, batchnorm, bert, points, signature, words
+from tests.processes import torchrun
 
 RUN = {
     "gradient_accumulation_steps": 2,
@@ -79,19 +77,10 @@ class _Draws(hf_recipe.RecipeCallback):
 @pytest.mark.parametrize("kind", ["dropout", "batchnorm"])
 def test_two_processes_are_bit_identical(kind, tmp_path):
     script = Path(__file__).with_name("two_processes.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     found = {}
     for watch in ("bare", "watched"):
         folder = tmp_path / watch
-        port = str(random.Random(f"{kind}{watch}{tmp_path}").randint(20_000, 50_000))
-        done = subprocess.run(
-            [*command, "--master_port", port, str(script), kind, watch, str(folder)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        torchrun(script, kind, watch, folder)
         found[watch] = [(folder / f"rank{rank}.txt").read_text() for rank in (0, 1)]
     assert found["bare"] == found["watched"]
     assert all(text.startswith("world 2 ") for text in found["bare"])

@@ -1,9 +1,6 @@
 """Workers and processes that draw alike; BatchNorm's statistics over two processes."""
 
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +19,7 @@ from hf_recipe.complexify.rank_noise import RANKS_SHARE_NOISE, SharedNoise
 from hf_recipe.instruments.held import held_generators, kept
 from tests.gallery.harness import Case, assert_found, assert_silent, run
 from tests.models import arguments, batchnorm, points
+from tests.processes import torchrun
 
 
 def test_judging_noise():
@@ -165,16 +163,7 @@ def test_a_generator_of_the_data_sets_own_leaves_no_trace(tmp_path):
 @pytest.mark.slow
 def test_two_processes(tmp_path):
     script = Path(__file__).with_name("noise_ranks.py")
-    port = str(random.Random(str(tmp_path)).randint(20_000, 50_000))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, "--master_port", port, str(script), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(script, tmp_path)
     told = ("[]", "['ranks-share-noise']", "[]", "['batchnorm-ranks-differ']")
     for rank in (0, 1):
         lines = (tmp_path / f"rank{rank}.txt").read_text().splitlines()

@@ -1,9 +1,5 @@
 """Two processes: the same weights on both, different rows on each."""
 
-import os
-import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +16,7 @@ from hf_recipe.complexify.ranks import (
     weights_of,
 )
 from tests.models import bert
+from tests.processes import torchrun
 
 
 def test_judging_weights():
@@ -61,16 +58,7 @@ def test_fingerprints():
 @pytest.mark.slow
 def test_two_processes_healthy_drifting_and_on_the_same_rows(tmp_path):
     script = Path(__file__).with_name("ranks.py")
-    port = str(random.Random(str(tmp_path)).randint(20_000, 50_000))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, "--master_port", port, str(script), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(script, tmp_path)
     told = ("[]", "['ranks-diverged']", "['ranks-share-data']")
     runs = [f"steps 10 ran 2 found {found} crashed {{}}" for found in told]
     for rank in (0, 1):
@@ -81,16 +69,7 @@ def test_two_processes_healthy_drifting_and_on_the_same_rows(tmp_path):
 @pytest.mark.slow
 def test_every_process_knows_the_margins_of_every_row(tmp_path):
     script = Path(__file__).with_name("margins_of_ranks.py")
-    port = str(random.Random(str(tmp_path) + "margins").randint(20_000, 50_000))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, "--master_port", port, str(script), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(script, tmp_path)
     one, other = ((tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1))
     assert one == other
     assert one.startswith("seen 101 same 101 ")

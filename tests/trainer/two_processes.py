@@ -7,19 +7,21 @@ import torch.distributed as dist
 
 import hf_recipe
 from tests.models import signature
+from tests.processes import a_rank
 from tests.trainer.test_no_trace import _trainer
 
 if __name__ == "__main__":
-    kind, watch, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    trainer = _trainer(folder, kind, average_tokens_across_devices=False)
-    recipe = None
-    if watch == "watched":
-        recipe = hf_recipe.attach(trainer)
-        recipe.preflight()
-    trainer.train()
-    if recipe is not None:
-        assert recipe.report.crashed == {}, recipe.report.crashed
-        assert len(recipe.recorder.curves["loss"].y) == 12
-    world = dist.get_world_size()
-    text = f"world {world} {signature(trainer)}"
-    (folder / f"rank{trainer.args.process_index}.txt").write_text(text)
+    with a_rank():
+        kind, watch, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+        trainer = _trainer(folder, kind, average_tokens_across_devices=False)
+        recipe = None
+        if watch == "watched":
+            recipe = hf_recipe.attach(trainer)
+            recipe.preflight()
+        trainer.train()
+        if recipe is not None:
+            assert recipe.report.crashed == {}, recipe.report.crashed
+            assert len(recipe.recorder.curves["loss"].y) == 12
+        world = dist.get_world_size()
+        text = f"world {world} {signature(trainer)}"
+        (folder / f"rank{trainer.args.process_index}.txt").write_text(text)

@@ -1,9 +1,6 @@
 """What takes longer: two processes against one, and a small student on the digits."""
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ import transformers as tf
 from sklearn.datasets import load_digits
 
 from hf_recipe.tune.distillation import DistillationTrainer
+from tests.processes import torchrun
 from tests.tune.heads_zoo import Rows
 from tests.tune.test_distillation import arguments
 
@@ -22,12 +20,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_two_processes_take_the_step_of_one(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    script = ["-m", "tests.tune.two_processes", str(tmp_path)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    for command in ([sys.executable, *script, "1"], [*launch, *script, "2"]):
-        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
+    script = Path(__file__).with_name("two_processes.py")
+    for processes in (1, 2):
+        torchrun(script, tmp_path, processes, processes=processes)
     for head in ("sequence", "token", "llama", "gpt2"):
         one, two = (torch.load(tmp_path / f"{head}-{n}.pt") for n in (1, 2))
         assert (one - two).abs().max() < 1e-5, head

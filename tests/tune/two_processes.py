@@ -4,26 +4,25 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from hf_recipe.tune.distillation import DistillationTrainer
+from tests.processes import a_rank
 from tests.tune.heads_zoo import pair
 from tests.tune.test_distillation import arguments, weights
 
 if __name__ == "__main__":
-    folder, processes = Path(sys.argv[1]), int(sys.argv[2])
-    for head, chunked in (("sequence", False), ("token", False), ("llama", True), ("gpt2", False)):
-        student, teacher, rows = pair(head)
-        args = arguments(
-            folder / "run",
-            per_device_train_batch_size=2,
-            gradient_accumulation_steps=4 // processes,
-            distill_chunked=chunked,
-        )
-        assert args.world_size == processes
-        trainer = DistillationTrainer(student, args, train_dataset=rows, teacher=teacher)
-        trainer.train()
-        if trainer.is_world_process_zero():
-            torch.save(weights(trainer), folder / f"{head}-{processes}.pt")
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    with a_rank():
+        folder, processes = Path(sys.argv[1]), int(sys.argv[2])
+        for head in ("sequence", "token", "llama", "gpt2"):
+            student, teacher, rows = pair(head)
+            args = arguments(
+                folder / "run",
+                per_device_train_batch_size=2,
+                gradient_accumulation_steps=4 // processes,
+                distill_chunked=head == "llama",
+            )
+            assert args.world_size == processes
+            trainer = DistillationTrainer(student, args, train_dataset=rows, teacher=teacher)
+            trainer.train()
+            if trainer.is_world_process_zero():
+                torch.save(weights(trainer), folder / f"{head}-{processes}.pt")
