@@ -37,6 +37,7 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.data.suspect_label",
     "hf_recipe.data.target_leak",
     "hf_recipe.data.target_scale",
+    "hf_recipe.data.targets",
     "hf_recipe.data.tokens",
     "hf_recipe.data.truncation",
     "hf_recipe.data.variation",
