@@ -70,6 +70,7 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.baselines.rehearsal",
     "hf_recipe.baselines.repeatability",
     "hf_recipe.baselines.save_rehearsal",
+    "hf_recipe.baselines.step_gradient",
     "hf_recipe.baselines.terms",
     "hf_recipe.baselines.tied",
     "hf_recipe.baselines.vectorise",
