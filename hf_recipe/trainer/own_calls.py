@@ -102,8 +102,8 @@ class OwnCalls:
         everyone = from_all_ranks(outcome)
         told = [each for each in everyone if isinstance(each, Determinism)]
         found = min(told, key=lambda each: each.equal) if len(told) == len(everyone) else None
-        reason = next((each for each in everyone if isinstance(each, str)), "")
-        self.examiner.report.answer(answer(found if found is not None else reason))
+        refused = next((each for each in everyone if isinstance(each, str)), "")
+        self.examiner.report.answer(answer(found if found is not None else refused))
         self.closing.write()
         return found
 
