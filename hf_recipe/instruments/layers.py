@@ -16,14 +16,20 @@ from hf_recipe.core.check import Measurement
 
 ELEMENTS = 65_536
 TENSORS = 128
-EARLY = (2, 5, 10, 20, 50, 100)
-EVERY = 200
+EARLY = frozenset((2, 5, 10, 20, 50, 100, 200))
+EVERY = 400
 KEPT = 3  # samples in a measurement
 
 
 def looks_at(step: int) -> bool:
-    """Steps 2, 5, 10, 20, 50, 100 and every 200th: dense while everything changes, then rare."""
+    """Steps 2, 5, 10, 20, 50, 100, 200 and every 400th: dense while all changes, then rare."""
     return step in EARLY or (step > 0 and step % EVERY == 0)
+
+
+def looks_after(step: int) -> int:
+    """The next step after `step` that `looks_at` names."""
+    later = [early for early in EARLY if early > step]
+    return min(*later, (step // EVERY + 1) * EVERY) if later else (step // EVERY + 1) * EVERY
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.answers import Answers
 from hf_recipe.instruments.batches import has_rows
 from hf_recipe.instruments.distributed import from_all_ranks, from_rank_0, world_size
-from hf_recipe.instruments.layers import LayerSamples, LayerWatch, looks_at
+from hf_recipe.instruments.layers import LayerSamples, LayerWatch, looks_after, looks_at
 from hf_recipe.instruments.margins import MarginWatch
 from hf_recipe.instruments.record import Recorder
 from hf_recipe.instruments.subject import Plan, Subject
@@ -69,6 +69,8 @@ class CloserLook:
         self._norms: Any = None  # BatchNorm's statistics as a forward pass began
         self._norm_hook: Any = None  # on all ranks from that step to the next flush
         self._step = self._nth = 0  # the run's step, and the steps since it began or resumed
+        self.due = True  # whether this step is one to look at; most are not, and cost nothing
+        self.next_due = 0  # the next such step that is known
 
     def begin(
         self, model: nn.Module, plan: Plan | None = None, margins: Mapping[str, Any] | None = None
@@ -77,7 +79,7 @@ class CloserLook:
         self.end()
         self._model, self._searched = model, False
         self.planned = plan.total_steps if plan is not None else 0
-        self._nth = 0
+        self._nth, self.due = 0, True
         self._parameters = self._layers = self._units = self._modes = None
         if self.trainer is not None and self.examiner.judging((TrainingModes,)):
             self._modes = ModeWatch()
@@ -165,9 +167,21 @@ class CloserLook:
     # ---------------------------------------------------------------- a step, in its order
 
     def step_begins(self, step: int) -> None:
-        """Step `step` is next: hook the activations if it is one to look at."""
+        """Step `step`, the next one, is one to look at, or comes after one."""
         self._step, self._nth = step, self._nth + 1
-        if self._units is not None and self._model is not None and looks_at(step):
+        looks = looks_at(step)
+        self.due = (
+            looks
+            or self._nth <= NORMS_AT
+            or self._parameters is not None
+            or self._prints is not None
+        )
+        self.next_due = looks_after(step)
+        if self.margins is not None and self.margins.listening:
+            self.margins.step_begins(step)
+            if step <= self.margins.last_step:
+                self.next_due = min(self.next_due, self.margins.last_step + 1)
+        if looks and self._units is not None and self._model is not None:
             self._units.arm(self._model, step)
 
     def before_backward(self, inputs: Mapping[str, Any]) -> None:
@@ -227,10 +241,8 @@ class CloserLook:
             units = from_rank_0(self._units.measure())
             if units.layers:
                 self.examiner.judge(units, "run", step=step)
-        if self.margins is not None:
-            self.margins.step_ends(step)
-            if flushed:
-                self.margins.flush()
+        if self.margins is not None and flushed:
+            self.margins.flush()
         if flushed and world_size() > 1:
             self._compare_ranks(step)
 
