@@ -69,18 +69,19 @@ def _results(lab: Lab, variants: dict[str, Variant]) -> dict[str, dict[str, Any]
 
 
 def _read(lab: Lab, variant: Variant) -> dict[str, Any]:
-    args = lab.arguments(Setup(**variant.settings), variant)
+    setup = Setup(**variant.settings)
+    args, feed = lab.arguments(setup, variant), lab.feed_for(setup)
     args.report_to, args.dataloader_drop_last = [], False
     args.eval_strategy = IntervalStrategy.NO
     model = load_saved(lab.model_path(variant))
     trainer = Trainer(
         model=model,
         args=args,
-        data_collator=lab.feed.collate,
-        processing_class=lab.feed.processing_class,
+        data_collator=feed.collate,
+        processing_class=feed.processing_class,
         compute_metrics=compute_metrics_for(lab.data.task, scale=lab.data.scale),
     )
-    seen = trainer.predict(lab.feed.rows("test"))
+    seen = trainer.predict(feed.rows("test"))
     losses = np.asarray(row_losses(seen.predictions, seen.label_ids))
     shutil.rmtree(args.output_dir, ignore_errors=True)
     metrics = {k.removeprefix("test_"): float(v) for k, v in seen.metrics.items()}

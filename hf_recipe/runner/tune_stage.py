@@ -10,6 +10,7 @@ import numpy as np
 from hf_recipe.core.exhibit import Answer, Table
 from hf_recipe.core.report import Gate
 from hf_recipe.instruments.compare import Outcome
+from hf_recipe.runner.decaying import tune_decay
 from hf_recipe.runner.gates import ADOPT_AT, tune_gate
 from hf_recipe.runner.journey import Journey, mean
 from hf_recipe.runner.setup import Setup
@@ -33,8 +34,9 @@ def run(journey: Journey) -> Gate:
     """Search, confirm, train longer, distil."""
     from hf_recipe.tune.space import quasi_random
 
-    lab, start = journey.lab, journey.setup
-    standing = before = journey.outcomes("where the stage begins", start)
+    lab = journey.lab
+    before = journey.outcomes("where the stage begins", journey.setup)
+    standing, start = tune_decay(journey, before), journey.setup
     seed = int(lab.options.training.seed)
     elsewhere = max(lab.seeds) + 1  # the winner is judged by seeds that did not choose it
     points = quasi_random(space(start), lab.options.recipe.trials, seed)
