@@ -73,7 +73,7 @@ def _grow(journey: Journey) -> None:
 def _at_the_best_rate(journey: Journey, best: float) -> list[Outcome]:
     """The standing setup at the rate that won the race, at full length and still constant.
 
-    It was chosen on brief runs; at full length it stays unless it fits the training rows worse.
+    It was chosen on brief runs; it is adopted where it fits the training rows better here too.
     """
     standing = journey.setup
     before = journey.outcomes("where the stage ends", standing)
@@ -81,7 +81,7 @@ def _at_the_best_rate(journey: Journey, best: float) -> list[Outcome]:
         return before
     setup = standing.change(learning_rate=best)
     outcomes = journey.outcomes(f"the race's winner, {best:.1e}, at full length", setup)
-    if journey.gain(before, outcomes, train=True).verdict is False:
+    if not journey.gain(before, outcomes, train=True).mean > 0:
         return before
     journey.setup = setup
     return outcomes

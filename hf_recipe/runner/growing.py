@@ -107,30 +107,9 @@ def try_next_rung(journey: Journey, rate: float) -> None:
         name: int(o[0].facts["parameters"]) for name, o in ((setup.model, here), (upper, there))
     }
     lab.report.exhibit(table(rungs, sizes))
-    finite = math.isfinite(held_out.mean)
-    lab.report.exhibit(
-        Ladder(
-            "The next architecture",
-            "complexify",
-            (
-                Rung(
-                    rungs[setup.model].name, validation_loss(here), metric=here[0].metric, kept=True
-                ),
-                Rung(
-                    rungs[upper].name,
-                    validation_loss(there),
-                    held_out.mean if finite else None,
-                    held_out.low if finite else None,
-                    held_out.high if finite else None,
-                    there[0].metric,
-                    sum(o.cost for o in there),
-                    kept,
-                    f"training loss {gain}",
-                ),
-            ),
-            lab.metric_name,
-        )
-    )
+    if setup.model != RUNGS[1]:  # else the stage's first ladder shows these two
+        names = (rungs[setup.model].name, rungs[upper].name)
+        lab.report.exhibit(_climbed(names, here, there, held_out, kept, lab.metric_name))
     if kept:
         journey.setup = setup.change(model=upper)
     judge(
@@ -147,3 +126,27 @@ def try_next_rung(journey: Journey, rate: float) -> None:
             seeds=gain.seeds,
         ),
     )
+
+
+def _climbed(
+    names: tuple[str, str],
+    here: Sequence[Outcome],
+    there: Sequence[Outcome],
+    gain: Gain,
+    kept: bool,
+    metric: str,
+) -> Ladder:
+    """The two architectures on held-out rows."""
+    finite = math.isfinite(gain.mean)
+    tried = Rung(
+        names[1],
+        validation_loss(list(there)),
+        gain.mean if finite else None,
+        gain.low if finite else None,
+        gain.high if finite else None,
+        there[0].metric,
+        sum(o.cost for o in there),
+        kept,
+    )
+    stood = Rung(names[0], validation_loss(list(here)), metric=here[0].metric, kept=True)
+    return Ladder("The next architecture", "complexify", (stood, tried), metric)
