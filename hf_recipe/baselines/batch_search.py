@@ -286,11 +286,11 @@ def _noise(subject: Subject, rows: Rows, largest: int) -> tuple[float, float, fl
     small = min(MICRO_ROWS, largest, len(rows) // MICRO)
     if small < 1:
         return math.nan, math.nan, math.nan
-    each = MICRO * small  # rows of a large batch, none of them twice
-    chosen, draw = rows.evenly_spaced(GROUPS * each), torch.Generator().manual_seed(0)
+    large = MICRO * small  # rows of a large batch, none of them twice
+    chosen, draw = rows.evenly_spaced(GROUPS * large), torch.Generator().manual_seed(0)
     order = [chosen[i] for i in torch.randperm(len(chosen), generator=draw).tolist()]
-    while len(order) < GROUPS * each:  # a small set: every large batch is drawn from all of it
-        order = order[: len(order) // each * each]
+    while len(order) < GROUPS * large:  # a small set: every large batch is drawn from all of it
+        order = order[: len(order) // large * large]
         order += [chosen[i] for i in torch.randperm(len(chosen), generator=draw).tolist()]
     subject.model.eval()
     trained = [p for p in subject.model.parameters() if p.requires_grad]
@@ -307,7 +307,7 @@ def _noise(subject: Subject, rows: Rows, largest: int) -> tuple[float, float, fl
             torch._foreach_add_(total, each)
         few.append(statistics.fmean(squares))
         many.append(_square(total) / MICRO**2)
-    return noise_scale(few, many, small=small, large=small * MICRO, population=len(rows))
+    return noise_scale(few, many, small=small, large=large, population=len(rows))
 
 
 def _square(gradients: Sequence[torch.Tensor]) -> float:

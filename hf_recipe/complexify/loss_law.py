@@ -338,7 +338,7 @@ def _solve(designs: Array, losses: Array) -> tuple[Array, Array, Array]:
         weighted = (x * weights[:, :, None]).transpose(0, 2, 1)
         normal = weighted @ x + tight
         right = weighted @ y + tight[:, :, 2] * (USUAL_GAIN * typical)
-        coefficients: Array = np.linalg.solve(normal, right[:, :, None])[:, :, 0]
+        coefficients = np.asarray(np.linalg.solve(normal, right[:, :, None]), float)[:, :, 0]
         residuals = y - (x @ coefficients[:, :, None])[:, :, 0]
         spread = 1.4826 * np.median(np.abs(residuals), axis=1) + 1e-12
         weights = np.minimum(1, 1.5 * spread[:, None] / np.maximum(np.abs(residuals), 1e-300))

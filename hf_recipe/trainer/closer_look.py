@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from hf_recipe.baselines.modes import ModeWatch, TrainingModes
@@ -34,7 +35,14 @@ from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.answers import Answers
 from hf_recipe.instruments.batches import has_rows
 from hf_recipe.instruments.distributed import from_all_ranks, from_rank_0, world_size
-from hf_recipe.instruments.layers import LayerSamples, LayerWatch, looks_after, looks_at
+from hf_recipe.instruments.layers import (
+    LayerSamples,
+    LayerWatch,
+    is_sharded,
+    looks_after,
+    looks_at,
+    whole,
+)
 from hf_recipe.instruments.margins import MarginWatch
 from hf_recipe.instruments.record import Recorder
 from hf_recipe.instruments.subject import Plan, Subject
@@ -90,10 +98,7 @@ class CloserLook:
             self.examiner.skip((RankStatistics,), "there is one process")
         self._prints = [] if world_size() > 1 and not self._model_parallel() else None
         if self.trainer is not None and preflight.sharded(self.trainer):
-            self.examiner.skip(
-                (ParametersMoved, LayerSamples, RankWeights, GradientLeft),
-                "parameters are sharded",
-            )
+            self._watch_shards(model)
             return
         if self.examiner.judging((ParametersMoved,)):
             self._parameters = ParameterWatch()
@@ -102,6 +107,17 @@ class CloserLook:
             self._layers = LayerWatch()
         if self.examiner.judging((ActivationUnits,)):
             self._units = None if self._compiled() else ActivationWatch()
+
+    def _watch_shards(self, model: nn.Module) -> None:
+        """No process holds a parameter whole: sums by layer are what can be compared."""
+        reason = "parameters are sharded"
+        if self.trainer.is_deepspeed_enabled:
+            reason = "DeepSpeed holds the parameters, and nobody has run this with it"
+        self.examiner.skip((ParametersMoved, RankWeights, GradientLeft), reason)
+        if not any(is_sharded(parameter) for parameter in model.parameters()):
+            self.examiner.skip((LayerSamples,), reason)
+        elif self.examiner.judging((LayerSamples,)):
+            self._layers = LayerWatch()
 
     def end(self) -> None:
         """Take the hooks off."""
@@ -265,7 +281,8 @@ class CloserLook:
         assert self._layers is not None
         curve = self.recorder.curves.get("loss")
         losses = curve.y if curve is not None else []
-        norm = math.nan if self.recorder.norm is None else float(self.recorder.norm)
+        norm = self.recorder.norm
+        norm = math.nan if norm is None else float(whole(norm) if torch.is_tensor(norm) else norm)
         loss = losses[-1] if losses else math.nan
         sample = self._layers.after(self._step, loss, norm, self._left_by_clipping(norm))
         if sample is None or skipped:
