@@ -104,7 +104,7 @@ def sweep_text(sample: Sample, tokens: TokenRows, whole: Trial) -> SizeSweep:
     """Ever fewer tokens from the head, the tail and the middle."""
     full = int(np.quantile(tokens.lengths, 0.99))
     sizes: list[Size] = []
-    for way in ENDS:
+    for way in ENDS if whole.p_chance < ALPHA else ():  # nothing to lose: no cut can be judged
         trials = (
             (count, linear("", bag(tokens.keep(count, way)), sample.labels, sample.held))
             for count in [s for s in halvings(full, SHORTEST) if _is_half(s, full)]
@@ -131,7 +131,8 @@ def sweep_images(sample: Sample, pictures: Pictures) -> SizeSweep:
         return kernel("", small, sample.labels, sample.held)
 
     whole = at(full)
-    sizes = descend("side", whole, ((side, at(side)) for side in halvings(full, 2)))
+    tried = halvings(full, 2) if whole.p_chance < ALPHA else []
+    sizes = descend("side", whole, ((side, at(side)) for side in tried))
     return _swept("image", full, max(pictures.shape), whole, sizes, sample)
 
 

@@ -179,14 +179,15 @@ def take_variation(subject: Subject) -> Iterator[VariationTrials | Answer | Tabl
     tokens, pictures = tokens_of(subject, sample), sample.inputs.pictures
     if pictures is not None:
         raw = pixels_trial(subject, sample, pictures)
-        tried = tuple(image_variations(raw, sample, pictures))
+        compared = image_variations(raw, sample, pictures)
     elif tokens is not None and not tokens.vocabulary:
         raise Skip("the inputs are token ids; give the text to ask about case or white space")
     elif tokens is not None:
         raw = words_trial(subject, sample, tokens)
-        tried = tuple(text_variations(raw, sample, tokens))
+        compared = text_variations(raw, sample, tokens)
     else:
         raise no_context(sample)
+    tried = tuple(compared) if raw.p_chance < ALPHA else ()  # nothing to lose, nothing to say
     trials = VariationTrials(
         modality="text" if pictures is None else "image",
         accuracy=raw.accuracy,
@@ -196,7 +197,8 @@ def take_variation(subject: Subject) -> Iterator[VariationTrials | Answer | Tabl
         note=sample.note,
     )
     yield trials
-    yield variation_table(trials)
+    if tried:
+        yield variation_table(trials)
     yield Answer(QUESTION, "data", answer(trials), {"rows": trials.rows, "sample": trials.note})
 
 
