@@ -16,7 +16,7 @@ import math
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,11 @@ def nothing_tells(seed: int, false: Tally, low: Tally) -> None:
     blind = planted.digits(seed, shift=lambda pixels, y, rng: pixels[rng.permutation(len(y))])
     for what, data in (("text", texts), ("image", blind)):
         report = ask(data, CONTEXT, SIZE, VARIES, "label-shortcut", "target-in-input")
-        for start, asked in (("Are local", "context"), ("How far", "size"), ("Which v", "variation")):
+        for start, asked in (
+            ("Are local", "context"),
+            ("How far", "size"),
+            ("Which v", "variation"),
+        ):
             said = answer(report, start)
             false.add(f"{asked} of {what}, no signal: claims", not said.startswith("undecided"))
         false.add(f"shortcut of {what}, no signal: claims", found(report, "label-shortcut"))
@@ -195,7 +199,10 @@ def planted_answers(seed: int, right: Tally) -> None:
 def faults(seed: int) -> Iterator[tuple[str, bool]]:
     """Shortcut, drift and leak, each planted where nothing else is wrong."""
     lit = planted.digits(seed, shift=lambda pixels, y, rng: pixels / 2 + 12 * y[:, None, None])
-    yield "shortcut: brightness", bool(found(ask(lit, "label-shortcut"), "label-shortcut", "warning"))
+    yield (
+        "shortcut: brightness",
+        bool(found(ask(lit, "label-shortcut"), "label-shortcut", "warning")),
+    )
     data = planted.halves(datasets.Dataset.from_dict(planted.table(seed)))
     moved = np.asarray(data["validation"]["f2"]) + 0.7
     drifted = data["validation"].remove_columns("f2").add_column("f2", moved)
@@ -226,7 +233,9 @@ def label_noise(seed: int, false: Tally, right: Tally, apart: dict[str, list[flo
         for rate in RATES:
             rng = planted.rng_of(1_000 + seed)
             wrong = rng.random(len(labels)) < rate
-            noisy = np.where(wrong, (labels + rng.integers(1, classes, len(labels))) % classes, labels)
+            noisy = np.where(
+                wrong, (labels + rng.integers(1, classes, len(labels))) % classes, labels
+            )
             report = ask(data.remove_columns("label").add_column("label", noisy), "suspect-label")
             told = bool(found(report, "suspect-label", "warning"))
             seen = measured(report, "LabelSuspects")
@@ -235,7 +244,6 @@ def label_noise(seed: int, false: Tally, right: Tally, apart: dict[str, list[flo
                 apart[f"estimated noise of {what} less {rate:.0%}"].append(seen["rate"] - rate)
             else:
                 false.add(f"label noise of {what}, none: claims", told)
-
 
 
 def main() -> int:

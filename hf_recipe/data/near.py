@@ -47,6 +47,8 @@ class NearCopies(Measurement):
         in_train: rows near a training row, exact copies left out; None for the training set.
         relabelled: of these, rows whose twins all have another label; None without labels.
         leaked: some of them, the likest first.
+        below: rows whose likest training row lies under the threshold by no more than the threshold
+            lies under 1; counted for pictures alone.
         note: how much was read, where not all was.
     """
 
@@ -63,6 +65,7 @@ class NearCopies(Measurement):
     in_train: int | None = None
     relabelled: int | None = None
     leaked: tuple[int, ...] = ()
+    below: int = 0
     note: str = ""
 
 
@@ -212,6 +215,7 @@ def _twins(
     across = (pairs[:, 0] < count) & (pairs[:, 1] >= count)
     pairs = pairs[across] - np.array([0, count])
     alike = train.prints.likeness(pairs, side.prints)
+    around = np.unique(pairs[alike >= 2 * threshold - 1, 1])
     pairs, alike = pairs[alike >= threshold], alike[alike >= threshold]
     rows = np.unique(pairs[:, 1])
     best = np.zeros(len(side.exact))
@@ -225,6 +229,7 @@ def _twins(
         "in_train": len(rows),
         "relabelled": relabelled,
         "leaked": tuple(side.source.rows[order[:20]].tolist()),
+        "below": len(around) - len(rows) if side.prints.bits.size else 0,
     }
 
 
@@ -264,11 +269,18 @@ def near_leak(
     largest_group: Annotated[
         float, "rows in a group of like rows from which they share a template; judged"
     ] = 32.0,
+    excess: Annotated[float, "Poisson deviations beyond what likeness by nature gives"] = 3.0,
 ) -> Iterator[Fault]:
-    """Evaluation rows with a near twin in the training set."""
+    """Evaluation rows with a near twin in the training set.
+
+    Where rows are alike by nature (small drawings), their number falls off steadily towards 1:
+    with the square of the distance, or faster. Copies stand out above that.
+    """
     if not seen.in_train or seen.mean_group > largest_group:
         return
     share = seen.in_train / seen.rows
+    by_nature = seen.below / 3
+    stands_out = seen.in_train > by_nature + excess * by_nature**0.5
     parts = [
         f"{seen.in_train:,} of {seen.rows:,} rows ({share:.1%}) have a near copy in the training "
         "set"
@@ -281,7 +293,9 @@ def near_leak(
         message="; ".join(parts) + f" ({seen.how} of {', '.join(seen.columns)}: likeness "
         f"{seen.threshold:.2f} or more; random pairs have {seen.by_chance:.2f})",
         subject="near copies",
-        severity="warning" if share >= near_fraction and seen.in_train >= near_rows else "note",
+        severity="warning"
+        if share >= near_fraction and seen.in_train >= near_rows and stands_out
+        else "note",
         evidence={
             "seen": f"{seen.in_train:,} near copies",
             "expected": "none",
