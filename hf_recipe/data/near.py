@@ -47,8 +47,8 @@ class NearCopies(Measurement):
         in_train: rows near a training row, exact copies left out; None for the training set.
         relabelled: of these, rows whose twins all have another label; None without labels.
         leaked: some of them, the likest first.
-        below: rows whose likest training row lies under the threshold by no more than the threshold
-            lies under 1; counted for pictures alone.
+        below: rows whose likest training row lies under the threshold: by no more than the threshold
+            lies under 1, and by up to three times that; counted for pictures alone.
         note: how much was read, where not all was.
     """
 
@@ -65,7 +65,7 @@ class NearCopies(Measurement):
     in_train: int | None = None
     relabelled: int | None = None
     leaked: tuple[int, ...] = ()
-    below: int = 0
+    below: tuple[int, int] = (0, 0)
     note: str = ""
 
 
@@ -215,7 +215,8 @@ def _twins(
     across = (pairs[:, 0] < count) & (pairs[:, 1] >= count)
     pairs = pairs[across] - np.array([0, count])
     alike = train.prints.likeness(pairs, side.prints)
-    around = np.unique(pairs[alike >= 2 * threshold - 1, 1])
+    gap = 1 - threshold
+    wider = [len(np.unique(pairs[alike >= 1 - width * gap, 1])) for width in (1, 2, 4)]
     pairs, alike = pairs[alike >= threshold], alike[alike >= threshold]
     rows = np.unique(pairs[:, 1])
     best = np.zeros(len(side.exact))
@@ -229,7 +230,7 @@ def _twins(
         "in_train": len(rows),
         "relabelled": relabelled,
         "leaked": tuple(side.source.rows[order[:20]].tolist()),
-        "below": len(around) - len(rows) if side.prints.bits.size else 0,
+        "below": tuple(np.diff(wider).tolist()) if side.prints.bits.size else (0, 0),
     }
 
 
@@ -273,13 +274,14 @@ def near_leak(
 ) -> Iterator[Fault]:
     """Evaluation rows with a near twin in the training set.
 
-    Where rows are alike by nature (small drawings), their number falls off steadily towards 1:
-    with the square of the distance, or faster. Copies stand out above that.
+    Where rows are alike by nature (small drawings), their number falls off steadily towards 1: by
+    the same factor with every halving of the distance, and by three at least. Copies stand out.
     """
     if not seen.in_train or seen.mean_group > largest_group:
         return
     share = seen.in_train / seen.rows
-    by_nature = seen.below / 3
+    near, far = seen.below
+    by_nature = min(near / 3, near**2 / max(far, 1))
     stands_out = seen.in_train > by_nature + excess * by_nature**0.5
     parts = [
         f"{seen.in_train:,} of {seen.rows:,} rows ({share:.1%}) have a near copy in the training "

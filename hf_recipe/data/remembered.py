@@ -106,10 +106,12 @@ def name_of(probe: Probe, subject: Subject, *, label_alone: bool = False) -> str
 
 def _form(subject: Subject, source: Source, roles: Roles) -> str:
     """What the labels are taken for; a model may have a say in it."""
-    try:
-        return seen_counts(subject, source, roles).form
-    except Skip as reason:
-        return str(reason)
+    if "label form" not in subject.cache:
+        try:
+            subject.cache["label form"] = seen_counts(subject, source, roles).form
+        except Skip as reason:
+            subject.cache["label form"] = str(reason)
+    return str(subject.cache["label form"])
 
 
 # ---------------------------------------------------------------- as JSON

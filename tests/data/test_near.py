@@ -251,15 +251,13 @@ def test_a_group_column_and_bad_arguments():
 
 
 def test_likeness_by_nature_is_told_from_copies():
-    rng = np.random.default_rng(0)
     data = planted.halves(planted.digits(10))  # three pairs that happen to be alike
     found = near_copies(side(data["validation"]), side(data["train"]))
     assert found.in_train
     assert [f.severity for f in near_leak(found)] == ["note"]
     originals = [np.asarray(image) for image in data["train"].select(range(40))["image"]]
-    noisy = [np.clip(pixels + rng.normal(0, 3, (8, 8)), 0, 255) for pixels in originals]
-    noisy = [Image.fromarray(pixels.astype(np.uint8)) for pixels in noisy]
-    copied = pictures([*data["validation"]["image"], *noisy])
+    dimmed = [Image.fromarray((pixels * 0.9).astype(np.uint8)) for pixels in originals]
+    copied = pictures([*data["validation"]["image"], *dimmed])
     found = near_copies(side(copied), side(data["train"]))
-    assert found.in_train > 30
+    assert found.in_train > 35
     assert [f.severity for f in near_leak(found)] == ["warning"]
