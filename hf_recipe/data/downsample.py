@@ -15,9 +15,10 @@ from typing import Annotated
 
 import numpy as np
 
-from hf_recipe.core.check import Check, Measurement, Probe
+from hf_recipe.core.check import Measurement
 from hf_recipe.core.exhibit import Answer, Curve, Line, Mark, Table
 from hf_recipe.core.finding import Fault
+from hf_recipe.data.asked import answered, asking, chance_cell
 from hf_recipe.data.cheap import ALPHA, Trial, kernel, linear, paired
 from hf_recipe.data.context import no_context, tokens_of, words_trial
 from hf_recipe.data.pictures import Pictures, area
@@ -212,11 +213,11 @@ def _named(size: Size, sweep: SizeSweep) -> str:
 
 def sweep_table(sweep: SizeSweep) -> Table:
     """The sizes as a table."""
-    rows: list[tuple[str, int, float, float, float | None, float | None]] = [
+    rows: list[tuple[str | float | None, ...]] = [
         ("whole", sweep.full, round(sweep.accuracy, 4), 0.0, None, None)
     ]
     rows += [
-        (s.way, s.size, round(s.accuracy, 4), round(2 * s.error, 4), float(f"{s.p_loss:.2g}"),
+        (s.way, s.size, round(s.accuracy, 4), round(2 * s.error, 4), chance_cell(s.p_loss),
          round(s.most, 4))
         for s in sweep.sizes
     ]  # fmt: skip
@@ -287,18 +288,14 @@ def input_oversized(
     )
 
 
-SWEEP = Probe("sweep the input's size", "dataset", (SizeSweep,), take_sweep, ("inspection",))
+SWEEP = asking("sweep the input's size", SizeSweep, take_sweep)
 
-INPUT_OVERSIZED = Check(
-    name="input-oversized",
-    stage="data",
-    severity="note",
-    moments=("dataset",),
+INPUT_OVERSIZED = answered(
+    "input-oversized",
+    input_oversized,
     why="Tokens and pixels that tell nothing cost memory and time in every step.",
     fix="tokenizer(text, truncation=True, max_length=...); image.resize((side, side))",
     source="Karpathy 2019; McNemar 1947, paired test of two classifiers",
-    judges=(input_oversized,),
     unsure="The probe is a bag of words, or all pixels through one kernel: a stronger model may "
     "use details that it cannot. Tokens are words and marks unless the data holds token ids.",
-    call="hf_recipe.inspect_dataset(dataset)",
 )

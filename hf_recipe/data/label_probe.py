@@ -160,7 +160,8 @@ def _dense(cells: list[Any], sample: Any) -> Matrix | None:
         found = np.stack([values.reshape(-1) for values in whole])
     except (ValueError, TypeError):  # ragged, or no numbers
         return None
-    return np.clip(found, -1e6, 1e6).astype(np.float32)
+    near: Matrix = np.clip(found, -1e6, 1e6).astype(np.float32)
+    return near
 
 
 def picture_values(picture: Any) -> Matrix:

@@ -47,8 +47,8 @@ class NearCopies(Measurement):
         in_train: rows near a training row, exact copies left out; None for the training set.
         relabelled: of these, rows whose twins all have another label; None without labels.
         leaked: some of them, the likest first.
-        below: rows whose likest training row lies under the threshold: by no more than the threshold
-            lies under 1, and by up to three times that; counted for pictures alone.
+        below: rows whose likest training row lies under the threshold: by no more than that lies
+            under 1, and by up to three times as much; counted for pictures alone.
         note: how much was read, where not all was.
     """
 
