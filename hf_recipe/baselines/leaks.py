@@ -183,7 +183,7 @@ def _sequences(subject: Subject) -> tuple[Trace, Leaf]:
     declared = name.endswith(("ForCausalLM", "LMHeadModel")) or getattr(config, "is_decoder", False)
     if (
         declared
-        or read_head(subject.model, made.batch.inputs, made.outputs, observed=float(made.loss)).task
+        or read_head(subject.model, made.batch.inputs, made.outputs, observed=float(made.loss.detach())).task
         == "causal"
     ):
         return made, leaf
