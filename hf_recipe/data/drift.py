@@ -19,7 +19,7 @@ import pyarrow as pa
 from hf_recipe.core.check import Check, Located, Measurement, Skip, private
 from hf_recipe.core.exhibit import Answer, Table
 from hf_recipe.core.finding import Fault
-from hf_recipe.data.asked import CALL, asking, chance_text, chance_cell
+from hf_recipe.data.asked import CALL, asking, chance_cell, chance_text
 from hf_recipe.data.cheap import auc, auc_error, binned, linear, looked_up, trees
 from hf_recipe.data.hashing import flat_array, row_bits, table_hashes
 from hf_recipe.data.metadata import metadata
