@@ -181,10 +181,10 @@ def _sequences(subject: Subject) -> tuple[Trace, Leaf]:
             raise Skip("the decoder's tokens cannot be followed")
         return made, leaf
     declared = name.endswith(("ForCausalLM", "LMHeadModel")) or getattr(config, "is_decoder", False)
+    seen = float(made.loss.detach())
     if (
         declared
-        or read_head(subject.model, made.batch.inputs, made.outputs, observed=float(made.loss.detach())).task
-        == "causal"
+        or read_head(subject.model, made.batch.inputs, made.outputs, observed=seen).task == "causal"
     ):
         return made, leaf
     raise Skip("the model predicts no next token, so it may see all of them")

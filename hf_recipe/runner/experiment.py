@@ -50,7 +50,7 @@ from hf_recipe.trainer.attach import attach, known_thresholds
 
 EVALUATIONS, TRAIN_SAMPLE = 6, 1024
 # by the ladder that a fresh network stands on
-RATES = {"image": 2e-3, "text": 5e-4, "numbers": 3e-3, "causal": 1e-3, "pretrained": 3e-5}
+RATES = {"image": 2e-3, "text": 5e-4, "numbers": 3e-3, "causal": 2e-3, "pretrained": 3e-5}
 EPOCHS = {"image": 20.0, "text": 8.0, "numbers": 30.0, "causal": 8.0, "pretrained": 3.0}
 
 
