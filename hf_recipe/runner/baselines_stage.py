@@ -24,7 +24,7 @@ from hf_recipe.instruments.subject import Subject
 from hf_recipe.runner.experiment import Lab
 from hf_recipe.runner.gates import baselines_gate
 from hf_recipe.runner.journey import Journey, validation_loss
-from hf_recipe.runner.looks import counted, examiner_of, largest_batch
+from hf_recipe.runner.looks import counted, examiner_of, largest_batch, same_twice
 from hf_recipe.runner.pieces import curves
 from hf_recipe.trainer.preflight import subject_of_trainer
 
@@ -42,6 +42,7 @@ def run(journey: Journey) -> Gate:
     _first_loss(lab, subject)
     one_batch, text = _one_batch(lab, subject, examiner)
     examiner.examine(row_dependence, subject, guard=lambda: quiet(trainer.model, trainer=trainer))
+    lab.show.say(f"       two short runs from one seed agree: {same_twice(examiner, trainer)}")
     largest_batch(examiner, trainer)
     leaking = any(finding.check == "example-leak" for finding in lab.report.flat)
     simplest = journey.outcomes(

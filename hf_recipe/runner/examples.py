@@ -145,7 +145,7 @@ def topics() -> datasets.Dataset:
     """Short texts with none to four topics; each topic's label is wrong once in twenty."""
     draw = random.Random(2)
     rows: dict[str, list[Any]] = {"text": [], "labels": []}
-    for _ in range(1600):
+    for _ in range(3200):
         present = [name for name in TOPICS if draw.random() < 0.35]
         words = [draw.choice(FILLER) for _ in range(8)]
         words += [draw.choice(TOPICS[name]) for name in present]
