@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import ndtr
+
+from hf_recipe.instruments.mixture import quantiles
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Run = tuple[Sequence[float], Sequence[float], Sequence[float]]
@@ -400,17 +400,3 @@ def _independent(residuals: Array) -> float:
     along = float(centred[1:] @ centred[:-1]) / max(float(centred @ centred), 1e-300)
     along = min(max(along, 0.0), 0.98)
     return max(FEWEST / 2, len(residuals) * (1 - along) / (1 + along))
-
-
-def quantiles(centres: Array, widths: Array, weights: Array, level: float) -> tuple[float, float]:
-    """The central interval of a mixture of normal distributions."""
-    weights = weights / weights.sum()
-    low, high = float((centres - 9 * widths).min()), float((centres + 9 * widths).max())
-
-    def quantile(share: float) -> float:
-        def excess(value: float) -> float:
-            return float(weights @ ndtr((value - centres) / widths)) - share
-
-        return float(brentq(excess, low, high, xtol=1e-12 * max(abs(low), abs(high), 1e-12)))
-
-    return quantile((1 - level) / 2), quantile((1 + level) / 2)

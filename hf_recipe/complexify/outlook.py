@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_recipe.complexify.loss_law import Features, LossLaw, fit, quantiles
+from hf_recipe.complexify.loss_law import Features, LossLaw, fit
 from hf_recipe.core.check import Measurement, State
+from hf_recipe.instruments.mixture import quantiles
 from hf_recipe.instruments.window import Window
 
 Array = np.ndarray[Any, np.dtype[np.float64]]

@@ -204,6 +204,7 @@ class Seams:
             if look.due:
                 if not recorder.micro_batches:
                     self.before_backward(inputs)
+                look.micro_batch(inputs)
                 with look.watching(model):
                     loss = inner(model, inputs, *args, **kwargs)
             else:

@@ -24,8 +24,11 @@ class Made:
         self.loss, self.train_loss, self.scatter = loss, train or loss, scatter
         self.report, self.seeds, self.ran = Report(), (0, 1, 2), []
         self.metric_name, self.pretrained, self.given, self.stage = "accuracy", False, False, "tune"
-        self.data = SimpleNamespace(kind="image", splits={"train": range(1000)})
-        self.feed = SimpleNamespace(data=self.data, shape=(1, 8, 8))
+        task = SimpleNamespace(ladder=lambda kind: kind)
+        self.data = SimpleNamespace(kind="image", splits={"train": range(1000)}, task=task)
+        self.feed = SimpleNamespace(
+            sizes=(0.5, 1.0, 1.5), size_name="side", size_of=lambda share: f"{8 * share:g} px"
+        )
         self.options = SimpleNamespace(model=SimpleNamespace(architecture=None))
         self.show = SimpleNamespace(finding=lambda finding: None)
 
