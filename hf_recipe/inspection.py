@@ -168,7 +168,20 @@ def _read_file(path: Path) -> Any:
     options = pyarrow.csv.ParseOptions(
         delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True
     )
-    return datasets.Dataset(pyarrow.csv.read_csv(path, parse_options=options))
+    table = pyarrow.csv.read_csv(path, parse_options=options)
+    _require_closed_quotes(path, table)
+    return datasets.Dataset(table)
+
+
+def _require_closed_quotes(path: Path, table: pa.Table) -> None:
+    """Raise ValueError where a quote that never closes has swallowed the rest of the file."""
+    texts = [c for c in table.columns if pa.types.is_string(c.type) and len(c)]
+    if not any("\n" in (c[-1].as_py() or "") for c in texts):
+        return
+    with path.open("rb") as file:
+        quotes = sum(part.count(b'"') for part in iter(lambda: file.read(1 << 20), b""))
+    if quotes % 2:
+        raise ValueError(f"row {table.num_rows - 1} opens a quote that never closes")
 
 
 def _is_lines(path: Path) -> bool:
@@ -230,7 +243,12 @@ def subject_of(
     """A subject without a Trainer: data alone, with a model where one was given."""
     collate = collator(processing_class, roles, sources[main])
     rows = {
-        name: Rows(data, data if has_rows(data) else None, collate, name)
+        name: Rows(
+            data,
+            None if not has_rows(data) else undecoded(data) if collate is _no_collator else data,
+            collate,
+            name,
+        )
         for name, data in splits.items()
     }
     subject = Subject(
@@ -244,6 +262,18 @@ def subject_of(
     for name, source in sources.items():
         subject.cache[f"source:{'train' if name == main else name}"] = source
     return subject
+
+
+def undecoded(data: Any) -> Any:
+    """`data` with its images and recordings left as files: no batch is made of them here."""
+    import datasets
+
+    if not isinstance(data, datasets.Dataset):
+        return data
+    for name, feature in data.features.items():
+        if isinstance(feature, (datasets.Image, datasets.Audio)) and feature.decode:
+            data = data.cast_column(name, type(feature)(decode=False))
+    return data
 
 
 def collator(

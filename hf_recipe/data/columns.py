@@ -12,6 +12,7 @@ from typing import Annotated
 from hf_recipe.core.check import Check, Located, Probe, Skip
 from hf_recipe.core.exhibit import Exhibit
 from hf_recipe.core.finding import Fault
+from hf_recipe.data.audio import is_audio
 from hf_recipe.data.column_exhibits import column_tables, distributions, split_exhibits
 from hf_recipe.data.column_numbers import Columns, column_numbers
 from hf_recipe.data.hashing import flat_array
@@ -47,6 +48,9 @@ def columns_of(
 ) -> Columns:
     """The measurement that `summaries` of the columns of `source` come to."""
     roles = {**{name: "input" for name in inputs}, **({label: "label"} if label else {})}
+    for name, summary in summaries.items():
+        if is_audio(source, name):
+            summary.kind = "audio"
     return Columns(
         tuple(column_numbers(s, name, roles.get(name, "")) for name, s in summaries.items()),
         rows=len(source),

@@ -64,7 +64,10 @@ def take_on_head(subject: Subject) -> Iterator[Located]:
     """Compare each split's labels, as the collator hands them over, with the head."""
     outputs = head_outputs(subject.model)
     if outputs is None:
-        raise Skip("the model has no classification or regression head that a config describes")
+        known = any(True for _ in subject.model.parameters())
+        raise Skip(
+            "the model has no head that a config describes" if known else "no model was given"
+        )
     found: dict[str, tuple[LabelCounts, npt.NDArray[np.int64], npt.NDArray[Any]]] = {}
     reasons = []
     for split in splits_of(subject):

@@ -166,7 +166,7 @@ class Summary:
     """One column: counts, moments, extremes, lengths, and samples of rows and values.
 
     Attributes:
-        kind: "text", "number", "numbers" (lists), "image" or "other".
+        kind: "text", "number", "numbers" (lists), "image", "audio" or "other".
         whole: whether every number is whole.
         rows, nulls, nonfinite, zeros, blank, words: counts (zeros of numbers, words of texts).
         low, high, moments: of the numbers, elements of lists included.
