@@ -20,6 +20,7 @@ from hf_recipe.core.check import Skip
 from hf_recipe.core.config import Settings
 from hf_recipe.core.exhibit import Answer
 from hf_recipe.core.report import Report
+from hf_recipe.data.columns import share_summaries
 from hf_recipe.data.preview import preview
 from hf_recipe.data.remembered import remembering
 from hf_recipe.data.source import (
@@ -32,6 +33,7 @@ from hf_recipe.data.source import (
 )
 from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.batches import Rows, has_rows
+from hf_recipe.instruments.distributed import from_rank_0, rank, world_size
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.subject import Subject
 
@@ -50,6 +52,7 @@ def inspect_dataset(
     model: Any = None,
     ignore: Sequence[str] = (),
     thresholds: Mapping[str, Mapping[str, Any]] | None = None,
+    together: bool = False,
 ) -> Report:
     """Look at a data set and say what stands in it, what is wrong, what could not be checked.
 
@@ -62,6 +65,8 @@ def inspect_dataset(
         model: what the labels and token ids are to fit.
         ignore: checks not to run.
         thresholds: keyword arguments of judging functions, by check.
+        together: all processes of a launch call this with the same data; each reads its part of
+            the rows for the columns' numbers, the first one asks the rest, all get its report.
 
     Raises:
         ValueError: a column that is not there (with the nearest name), a split without rows, a
@@ -88,7 +93,11 @@ def inspect_dataset(
     report = Report(title="Data set")
     report.answer(Answer("Which columns are the input and the label?", "data", guessed))
     report.environment["rows"] = {n: s.total or s.note for n, s in sources.items()}
-    examiner = Examiner(settings, report)
+    if together and world_size() > 1:
+        share_summaries(subject)
+        examiner = Examiner(settings, report, agree=from_rank_0, leads=rank() == 0)
+    else:
+        examiner = Examiner(settings, report)
 
     def guard() -> Any:
         return quiet(subject.model)

@@ -6,6 +6,7 @@ The checks judge only the columns that the model gets.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from hf_recipe.data.column_numbers import Columns, column_numbers
 from hf_recipe.data.hashing import flat_array
 from hf_recipe.data.source import Source, roles_of, source_of, splits_of
 from hf_recipe.data.summaries import Summary
+from hf_recipe.instruments.distributed import from_all_ranks, rank, world_size
 from hf_recipe.instruments.subject import Subject
 
 
@@ -80,6 +82,24 @@ def take_columns(subject: Subject) -> Iterator[Located | Exhibit]:
     if not seen or roles is None:
         raise Skip("; ".join(dict.fromkeys(reasons)) or "there is no data set")
     yield from distributions(seen, roles)
+
+
+def share_summaries(subject: Subject) -> None:
+    """Every process summarises its part of the rows; all get the whole.
+
+    A collective: all ranks call it, with the same data sets. Streams are read by each of them.
+    """
+    for split in splits_of(subject):
+        try:
+            source = source_of(subject, split)
+        except Skip:
+            continue
+        if source.total is None:
+            continue
+        parts = from_all_ranks(summarise(source.part(rank(), world_size())))
+        whole = {name: functools.reduce(Summary.merge, (part[name] for part in parts))
+                 for name in source.columns}  # fmt: skip
+        subject.cache[f"summaries:{split}"] = whole
 
 
 def summaries_of(subject: Subject, split: str) -> dict[str, Summary]:
