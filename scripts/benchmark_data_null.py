@@ -4,8 +4,9 @@
 
 Under the null: labels that nothing tells, variation that goes with nothing, splits drawn alike,
 labels without noise. A claim there is false; each kind may be at most one in twenty. The p-values
-themselves are counted too: no more of them lie under 0.05 than 5 % would give in 99 of 100 counts. Clean sets of text, numbers and images raise no alarm at all. Then the same
-questions with a planted answer, over as many seeds. Exits 1 when a target is missed.
+themselves are counted too: no more of them lie under 0.05 than 5 % would give in 99 of 100 counts.
+Clean sets of text, numbers and images raise no alarm at all. Then the same questions with a
+planted answer, over as many seeds. Exits 1 when a target is missed.
 """
 
 from __future__ import annotations
