@@ -50,8 +50,10 @@ from hf_recipe.trainer.attach import attach, known_thresholds
 
 EVALUATIONS, TRAIN_SAMPLE = 6, 1024
 # by the ladder that a fresh network stands on
-RATES = {"image": 2e-3, "text": 5e-4, "numbers": 3e-3, "causal": 1e-3, "pretrained": 3e-5}
-EPOCHS = {"image": 20.0, "text": 8.0, "numbers": 30.0, "causal": 8.0, "pretrained": 3.0}
+RATES = {"image": 2e-3, "text": 5e-4, "numbers": 3e-3, "causal": 2e-3, "seq2seq": 2e-3}
+EPOCHS = {"image": 20.0, "text": 8.0, "numbers": 30.0, "causal": 8.0, "seq2seq": 8.0}
+RATES |= {"segmentation": 3e-3, "pretrained": 3e-5}
+EPOCHS |= {"segmentation": 20.0, "pretrained": 3.0}
 
 
 class Lab:
@@ -99,7 +101,8 @@ class Lab:
         args, given = self.options.training, self.options.given
         kind = "pretrained" if self.pretrained else self.data.task.ladder(self.data.kind)
         rate = args.learning_rate if "learning_rate" in given else RATES[kind]
-        epochs = args.num_train_epochs if "num_train_epochs" in given else EPOCHS[kind]
+        usual = EPOCHS[kind] * (1.0 if self.pretrained else self.data.task.patience)
+        epochs = args.num_train_epochs if "num_train_epochs" in given else usual
         return Setup(
             "base",
             float(rate),
