@@ -10,12 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from hf_recipe.baselines.first_layer import FirstLayerAlbum
-<<<<<<< HEAD
-from hf_recipe.baselines.predictions import PredictionsFollowed
-from hf_recipe.baselines.worst_examples import exhibits, judge_rows
-=======
 from hf_recipe.baselines.predictions import CHANGES, SAMPLES, PredictionsFollowed
->>>>>>> main
+from hf_recipe.baselines.worst_examples import exhibits, judge_rows
 from hf_recipe.core.check import Skip
 from hf_recipe.core.config import Settings
 from hf_recipe.core.exhibit import Answer
