@@ -33,6 +33,7 @@ from hf_recipe.instruments.distributed import rank, world_size
 from hf_recipe.regularize.augment import Augmentation
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.feed import Feed
+from hf_recipe.runner.kept import MOST, Kept
 from hf_recipe.runner.ledger import Ledger, command_line, git_state, tracked
 from hf_recipe.runner.looks import check_saved
 from hf_recipe.runner.models import build, design_of, given_config
@@ -65,6 +66,8 @@ class Lab:
         fields: what each input field is worth to the latest model that was watched; stored form.
     """
 
+    KEPT = MOST  # models whose weights stay
+
     def __init__(self, options: Options, data: Data, folder: Path, show: Show) -> None:
         self.options, self.data, self.folder, self.show = options, data, folder, show
         self.pretrained = options.model.model_name_or_path is not None
@@ -81,6 +84,7 @@ class Lab:
         self.ledger = Ledger(folder / "experiments.csv", command_line(), git_state())
         self.bias = ""
         self.fields: Any = None
+        self.kept = Kept(folder / "models" / self.context, self.KEPT)
         self._watched: set[str] = set()
         self._train = remembered(self._experiment, folder / "outcomes" / self.context)
 
@@ -161,17 +165,25 @@ class Lab:
             if variant.key in self._watched and setup.share == 1:
                 use = plain(worth_of_fields(trainer, self.data.inputs))
                 outcome = replace(outcome, facts={**outcome.facts, "fields": use})
+            if setup.teacher and setup.part == "train":
+                from hf_recipe.tune.teacher_gain import fidelity
+
+                arrived = fidelity(trainer)[0].values()
+                outcome = replace(outcome, facts={**outcome.facts, "fidelity": arrived})
             recipe.detach()
         if setup.keep:
             trainer.save_model(str(self.model_path(variant)))
             check_saved(self, trainer, self.model_path(variant))
+        elif self.kept.wants(variant, outcome.loss):
+            trainer.save_model(str(self.model_path(variant)))
+            self.kept.add(variant, outcome.loss)
         if self.leads:
             shutil.rmtree(args.output_dir, ignore_errors=True)
         return outcome
 
     def model_path(self, variant: Variant) -> Path:
-        """Where the weights of an experiment with ``keep=True`` lie."""
-        return self.folder / "models" / variant.key
+        """Where the weights of an experiment lie, if they are kept."""
+        return self.kept.place(variant)
 
     def trainer(self, setup: Setup, args: Any) -> Trainer:
         """A Trainer for `setup`, its model freshly drawn."""
@@ -187,7 +199,7 @@ class Lab:
             "eval_dataset": feed.rows("validation"),
             "data_collator": feed.collator(setup.without),
             "processing_class": feed.processing_class,
-            "compute_metrics": compute_metrics_for(self.data.task, scale=self.data.scale),
+            "compute_metrics": self.metrics(),
         }
         if setup.teacher:
             from hf_recipe.runner.distil import distillation_trainer
@@ -204,6 +216,10 @@ class Lab:
         trainer.add_callback(WholeEvaluation())
         trainer.remove_callback(transformers.PrinterCallback)
         return trainer
+
+    def metrics(self) -> Any:
+        """The task's metrics, as a Trainer takes them."""
+        return compute_metrics_for(self.data.task, scale=self.data.scale)
 
     def _init_well(self, model: Any, feed: Feed) -> str:
         """Let the fresh model predict the labels' frequencies from the first step on."""

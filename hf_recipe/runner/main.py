@@ -37,6 +37,7 @@ from hf_recipe.runner.trial import TrialLab, run_trial, trial_folder
 
 CLEAN, FOUND, USAGE, CRASHED = 0, 1, 2, 3
 NEEDED_BYTES = 200_000_000
+REMADE = ("outcomes", "experiments", "models", "runs", "search", "tokenizer", "test")
 
 STAGES: Mapping[Stage, Callable[[Journey], Gate]] = {
     "data": data_stage.run,
@@ -148,7 +149,7 @@ def _folder(options: Options) -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if options.recipe.restart:
-                for name in ("outcomes", "experiments", "models", "runs", "tokenizer", "test"):
+                for name in REMADE:
                     shutil.rmtree(folder / name, ignore_errors=True)
                 (folder / "experiments.csv").unlink(missing_ok=True)
             write_atomically(folder / "options.json", json.dumps(_asked(options), indent=1))

@@ -44,6 +44,8 @@ def trial_folder(options: Options) -> Path:
 class TrialLab(Lab):
     """A lab for a single experiment."""
 
+    KEPT = 0  # a sweep would keep the weights of all its trials
+
     def _watch(self, trainer: Trainer, setup: Setup, variant: Variant) -> Any:
         recipe = attach(
             trainer,
