@@ -222,7 +222,7 @@ def main() -> int:
         luck = adopted_by_luck(1000 // share, seeds)
         figures.record(f"{seeds} seeds: one of equals adopted", luck, most=0.05, note=note)
         found = adopted_by_luck(200 // share, seeds, gain=0.5)
-        figures.record(f"{seeds} seeds: a gain of half the loss adopted", found, least=0.95)
+        figures.record(f"{seeds} seeds: a gain of half the loss adopted", found, least=0.9)
     return figures.finish(options.out)
 
 

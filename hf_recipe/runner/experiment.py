@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,7 +19,6 @@ import transformers
 from transformers import Trainer, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
-from hf_recipe import __version__
 from hf_recipe.baselines.output_bias import set_output_bias
 from hf_recipe.core.check import plain
 from hf_recipe.core.config import Settings
@@ -37,7 +34,7 @@ from hf_recipe.runner.kept import MOST, Kept
 from hf_recipe.runner.ledger import Ledger, command_line, git_state, tracked
 from hf_recipe.runner.looks import check_saved
 from hf_recipe.runner.models import build, design_of, given_config
-from hf_recipe.runner.options import Options, split_list
+from hf_recipe.runner.options import Options, context_of, split_list
 from hf_recipe.runner.pieces import (
     Part,
     WholeEvaluation,
@@ -80,7 +77,7 @@ class Lab:
         self.stage: Stage = "data"
         self.metric_name = PRIMARY[data.task]
         self.group = time.strftime("recipe-%Y%m%d-%H%M%S")
-        self.context = self._context()
+        self.context = context_of(options, data.fingerprint)
         self.ledger = Ledger(folder / "experiments.csv", command_line(), git_state())
         self.bias = ""
         self.fields: Any = None
@@ -254,7 +251,7 @@ class Lab:
         args.seed = args.data_seed = variant.seed
         args.average_tokens_across_devices = False  # the loss is each process's own mean
         args.output_dir = str(self.folder / "runs" / variant.key)
-        args.run_name = variant.change
+        args.run_name = f"{variant.change} (seed {variant.seed})"
         args.eval_strategy, args.eval_steps = IntervalStrategy.STEPS, max(1, total // EVALUATIONS)
         args.logging_strategy, args.logging_steps = IntervalStrategy.STEPS, max(1, total // 20)
         args.save_strategy = SaveStrategy.NO
@@ -263,7 +260,9 @@ class Lab:
             args.load_best_model_at_end, args.save_total_limit = True, 1
             args.metric_for_best_model, args.greater_is_better = "eval_loss", False
         args.disable_tqdm = True
-        args.report_to = ["wandb"] if self._tracks else []
+        args.report_to = self.trackers
+        if "project" not in given:
+            args.project = self.options.recipe.wandb_project
         if args.device.type == "cpu":
             args.dataloader_pin_memory = False
         return args
@@ -369,14 +368,15 @@ class Lab:
         return self.folder / "experiments" / variant.key
 
     @property
-    def _tracks(self) -> bool:
+    def trackers(self) -> list[str]:
+        """Where the experiments' curves go."""
         if "report_to" in self.options.given:
-            return "wandb" in self.options.training.report_to
-        return True
+            return list(self.options.training.report_to)
+        return ["wandb"]
 
     @contextlib.contextmanager
     def _tracking(self, variant: Variant, args: Any) -> Iterator[None]:
-        if not (self._tracks and self.leads):
+        if not ("wandb" in self.trackers and self.leads):
             yield
             return
         with tracked(
@@ -387,13 +387,3 @@ class Lab:
             config={"recipe": dict(variant.settings), "stage": self.stage, "key": variant.key},
         ):
             yield
-
-    def _context(self) -> str:
-        """What all outcomes rest on: data, and the flags that are not this job's own affair."""
-        own = {"output_dir", "stages", "keep_going", "fail_on", "target_metric", "restart"}
-        own |= {"wandb_project", "report_to", "trials", "seeds", "config", "run_name", "use_cpu"}
-        shared: dict[str, str] = {}
-        for section in (self.options.model, self.options.data, self.options.training):
-            shared |= {k: str(v) for k, v in vars(section).items() if k in self.options.given - own}
-        text = json.dumps([__version__, self.data.fingerprint, shared], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
