@@ -23,7 +23,6 @@ from hf_recipe.runner.distil import load_together, together
 from hf_recipe.runner.experiment import Lab
 from hf_recipe.runner.journey import Journey
 from hf_recipe.runner.looks import examiner_of
-from hf_recipe.runner.pieces import row_losses
 from hf_recipe.runner.setup import Setup
 from hf_recipe.tune.teacher_gain import Fidelity, class_table, fidelity_table
 
@@ -87,18 +86,12 @@ def predict(lab: Lab, model: nn.Module, part: str) -> dict[str, Any]:
     args = lab.arguments(setup, setup.variant(f"read {part}", lab.seeds[0]))
     args.report_to, args.dataloader_drop_last = [], False
     args.eval_strategy = IntervalStrategy.NO
-    trainer = Trainer(
-        model=model,
-        args=args,
-        data_collator=lab.feed.collate,
-        processing_class=lab.feed.processing_class,
-        compute_metrics=lab.metrics(),
-    )
+    trainer = Trainer(model=model, args=args, **lab.measured(lab.feed))
     seen = trainer.predict(lab.feed.rows(part))
     shutil.rmtree(args.output_dir, ignore_errors=True)
     metrics = {k.removeprefix("test_"): float(v) for k, v in seen.metrics.items()}
     return {
-        "row_losses": row_losses(seen.predictions, seen.label_ids),
+        "row_losses": lab.data.task.row_losses(seen.predictions, seen.label_ids),
         "metrics": {k: v for k, v in metrics.items() if not k.endswith(("runtime", "_second"))},
     }
 

@@ -40,18 +40,18 @@ from hf_recipe.runner.pieces import (
     WholeEvaluation,
     norm_quantile,
     note_of,
-    row_losses,
     worth_of_fields,
 )
-from hf_recipe.runner.scaled import ScaledFeed
 from hf_recipe.runner.setup import Setup
 from hf_recipe.runner.show import Show
 from hf_recipe.trainer.attach import attach, known_thresholds
-from hf_recipe.trainer.metrics import PRIMARY, compute_metrics_for
 
 EVALUATIONS, TRAIN_SAMPLE = 6, 1024
-RATES = {"image": 2e-3, "text": 5e-4, "numbers": 3e-3, "pretrained": 3e-5}
-EPOCHS = {"image": 20.0, "text": 8.0, "numbers": 30.0, "pretrained": 3.0}
+# by the ladder that a fresh network stands on
+RATES = {"image": 2e-3, "text": 5e-4, "numbers": 3e-3, "causal": 2e-3, "seq2seq": 2e-3}
+EPOCHS = {"image": 20.0, "text": 8.0, "numbers": 30.0, "causal": 8.0, "seq2seq": 8.0}
+RATES |= {"segmentation": 3e-3, "pretrained": 3e-5}
+EPOCHS |= {"segmentation": 20.0, "pretrained": 3.0}
 
 
 class Lab:
@@ -71,11 +71,11 @@ class Lab:
         config = given_config(options)
         self.given = config is not None
         design_of(data, options, "base")  # a mistyped one is told before anything is trained
-        self.feed = Feed(data, options, folder, config)
+        self.feed: Feed = data.task.feeds[data.kind](data, options, folder, config)
         self._feeds: dict[float, Feed] = {1.0: self.feed}
         self.report = Report(title=f"The recipe on {data.name}")
         self.stage: Stage = "data"
-        self.metric_name = PRIMARY[data.task]
+        self.metric_name = data.task.metric
         self.group = time.strftime("recipe-%Y%m%d-%H%M%S")
         self.context = context_of(options, data.fingerprint)
         self.ledger = Ledger(folder / "experiments.csv", command_line(), git_state())
@@ -100,9 +100,10 @@ class Lab:
     def start(self) -> Setup:
         """Where the recipe begins: the user's flags, or defaults that suit the input."""
         args, given = self.options.training, self.options.given
-        kind = "pretrained" if self.pretrained else self.data.kind
+        kind = "pretrained" if self.pretrained else self.data.task.ladder(self.data.kind)
         rate = args.learning_rate if "learning_rate" in given else RATES[kind]
-        epochs = args.num_train_epochs if "num_train_epochs" in given else EPOCHS[kind]
+        usual = EPOCHS[kind] * (1.0 if self.pretrained else self.data.task.patience)
+        epochs = args.num_train_epochs if "num_train_epochs" in given else usual
         return Setup(
             "base",
             float(rate),
@@ -116,7 +117,7 @@ class Lab:
     def feed_for(self, setup: Setup) -> Feed:
         """The rows at the size that `setup` asks for."""
         if setup.share not in self._feeds:
-            self._feeds[setup.share] = ScaledFeed(self.feed, setup.share)
+            self._feeds[setup.share] = self.feed.scaled(setup.share)
         return self._feeds[setup.share]
 
     def run(
@@ -194,9 +195,7 @@ class Lab:
             "args": args,
             "train_dataset": feed.some(setup.part, setup.rows, args.seed),
             "eval_dataset": feed.rows("validation"),
-            "data_collator": feed.collator(setup.without),
-            "processing_class": feed.processing_class,
-            "compute_metrics": self.metrics(),
+            **self.measured(feed, setup.without),
         }
         if setup.teacher:
             from hf_recipe.runner.distil import distillation_trainer
@@ -214,9 +213,15 @@ class Lab:
         trainer.remove_callback(transformers.PrinterCallback)
         return trainer
 
-    def metrics(self) -> Any:
-        """The task's metrics, as a Trainer takes them."""
-        return compute_metrics_for(self.data.task, scale=self.data.scale)
+    def measured(self, feed: Feed, without: str = "") -> dict[str, Any]:
+        """A Trainer's arguments for collating and for measuring what the task asks."""
+        task = self.data.task
+        return {
+            "data_collator": feed.collator(without),
+            "processing_class": feed.processing_class,
+            "compute_metrics": task.metrics_of(self.data),
+            "preprocess_logits_for_metrics": task.condense,
+        }
 
     def _init_well(self, model: Any, feed: Feed) -> str:
         """Let the fresh model predict the labels' frequencies from the first step on."""
@@ -231,7 +236,7 @@ class Lab:
     def arguments(self, setup: Setup, variant: Variant) -> Any:
         """The user's TrainingArguments with this experiment's settings."""
         args, given = copy.copy(self.options.training), self.options.given
-        rows = setup.rows or sum(len(self.data.splits[part]) for part in setup.part.split("+"))
+        rows = setup.rows or self.feed_for(setup).count(setup.part)
         processes = world_size()
         if "per_device_train_batch_size" not in given:
             total = 64 if rows >= 512 else 16
@@ -293,6 +298,7 @@ class Lab:
         chosen = range(0, len(train), max(1, len(train) // TRAIN_SAMPLE))
         sample = train.select(chosen) if hasattr(train, "select") else Part(train, chosen)
         seen = trainer.predict(sample, metric_key_prefix="train")
+        row_losses = self.data.task.row_losses
         own = row_losses(seen.predictions, seen.label_ids)
         history = trainer.state.log_history
         return Outcome(
@@ -363,6 +369,10 @@ class Lab:
             for name, entry in stored_checks().items()
             if settings.selects(name, entry["stage"]) and stage in (None, entry["stage"])
         }
+
+    def left_out(self, what: str, reason: str) -> None:
+        """Say once that something cannot be tried on this task."""
+        self.show.once(f"       {what} is not tried: {reason}")
 
     def _report_folder(self, variant: Variant) -> Path:
         return self.folder / "experiments" / variant.key

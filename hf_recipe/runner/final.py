@@ -15,7 +15,6 @@ from hf_recipe.instruments.distributed import from_rank_0
 from hf_recipe.runner.distil import load_together, together
 from hf_recipe.runner.distilling import predict, student_of
 from hf_recipe.runner.experiment import Lab
-from hf_recipe.runner.gates import wilson
 from hf_recipe.runner.journey import Journey
 
 BOTH = "train+validation"
@@ -87,10 +86,6 @@ def _read(lab: Lab, folders: str) -> dict[str, Any]:
 
 
 def _line(lab: Lab, name: str, result: dict[str, Any]) -> list[str]:
-    text = f"{result[lab.metric_name]:.4f}"
-    if lab.data.classes:
-        rows = result["rows"]
-        low, high = wilson(round(result["accuracy"] * rows), rows)
-        text += f" [{low:.4f}, {high:.4f}] of {rows}"
+    text = f"{result[lab.metric_name]:.4f}" + lab.data.task.interval(result)
     loss = f"{result['loss']:.4f} +- {result['loss_error']:.4f}"
     return [f"test: {name} ({result['parameters']:,} parameters)", loss, text, ""]

@@ -10,13 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 from hf_recipe.baselines.first_layer import FirstLayerAlbum
-from hf_recipe.baselines.predictions import PredictionsFollowed
+from hf_recipe.baselines.predictions import CHANGES, SAMPLES, PredictionsFollowed
 from hf_recipe.core.check import Skip
 from hf_recipe.core.config import Settings
 from hf_recipe.core.exhibit import Answer
 from hf_recipe.core.report import Report
 from hf_recipe.instruments.subject import Subject
 from hf_recipe.trainer import preflight
+
+TABLES = (CHANGES, SAMPLES)  # what a tracker is sent at the end
 
 
 class Album:
@@ -39,7 +41,6 @@ class Album:
         self.first_layer = FirstLayerAlbum()
         if not subject.resumed:
             self._try("first_layer", lambda: self._first_layer(subject))
-        self.predictions = PredictionsFollowed()
         self._try("predictions", lambda: self._follow(subject))
 
     def evaluated(self, step: int) -> None:
@@ -53,6 +54,13 @@ class Album:
                 followed.look(subject, step)
 
         self._try("predictions", look)
+
+    def numbers(self) -> dict[str, float]:
+        """The fixed rows' predictions at the last evaluation, by name."""
+        followed = self.predictions
+        if followed is None:
+            return {}
+        return {f"predictions/{name}": value for name, value in followed.numbers().items()}
 
     def end(self, step: int) -> None:
         """The run is over: draw, and let go of model and rows."""
@@ -75,9 +83,8 @@ class Album:
         self.first_layer.begin(subject.model)
 
     def _follow(self, subject: Subject) -> None:
-        assert self.predictions is not None
         with preflight.guard_of(subject):
-            self.predictions.begin(subject)
+            self.predictions = PredictionsFollowed.begin(subject)
 
     def _draw(self, layer: FirstLayerAlbum, subject: Subject) -> None:
         for item in layer.exhibits(subject.model):

@@ -27,6 +27,7 @@ from hf_recipe.instruments.distributed import rank, world_size
 from hf_recipe.instruments.window import Evaluation
 from hf_recipe.report.console import ConsoleSink
 from hf_recipe.report.tracking import TrackingSink
+from hf_recipe.trainer.album import TABLES
 
 if TYPE_CHECKING:
     from hf_recipe.trainer.recipe import Recipe
@@ -106,7 +107,7 @@ class Closing:
         self._draw()
         self.write(page=True)
         if rank() == 0:
-            self.tracking.close(recipe.report, state.global_step)
+            self.tracking.close(recipe.report, state.global_step, tables=TABLES)
         found = sum(f.count for f in recipe.report.flat) + len(recipe.report.crashed)
         if found != self._summarised or not self._summarised:
             self._summarised = found
@@ -122,6 +123,11 @@ class Closing:
         if self._untold and rank() == 0:
             self.tracking.update(self.recipe.report, step)
             self._untold = False
+
+    def follow(self, numbers: Mapping[str, float], step: int) -> None:
+        """Numbers of this moment, for a tracker that draws them over the run."""
+        if rank() == 0 and numbers:
+            self.tracking.follow(numbers, step)
 
     def crashed(self, where: str, error: Exception) -> None:
         """Something of ours broke outside of a check."""

@@ -249,6 +249,7 @@ class Recipe(OwnCalls):
         evaluation = self.evaluation.read(state.global_step, metrics, self.units.evaluation())
         self._fold(Window(evaluation=evaluation, plan=self.plan))
         self.album.evaluated(state.global_step)
+        self.closing.follow(self.album.numbers(), state.global_step)
         self.closer_look.evaluated(self.evaluation.answers, evaluation)
         self.closing.evaluated(evaluation)
         self._act(control)
