@@ -56,7 +56,8 @@ class Kept:
 
 
 def _comparable(variant: Variant) -> bool:
-    """Whether a run learned from all training rows and whole inputs, and from labels alone."""
+    """Whether a run learned from all training rows and whole inputs; a student is no teacher."""
     settings = variant.settings
     whole = settings["part"] == "train" and settings["share"] == 1
+    whole = whole and settings["model"] != "student"
     return whole and not (settings["rows"] or settings["without"] or settings["teacher"])

@@ -41,6 +41,7 @@ def test_the_best_three_stay(tmp_path):
         {"rows": 10},
         {"without": "1"},
         {"teacher": "t"},
+        {"model": "student"},
         {"part": "train+validation"},
     ],
 )
