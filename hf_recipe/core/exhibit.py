@@ -16,13 +16,17 @@ Cell = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a curve: ``y`` over ``x``, with a band ``low``..``high`` where it is known."""
+    """One line of a curve: ``y`` over ``x``, with a band ``low``..``high`` where it is known.
+
+    With ``dots`` the points stand alone: what lies beside each other is no course.
+    """
 
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    dots: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,7 +19,6 @@ import transformers
 from transformers import Trainer, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
-from hf_recipe import __version__
 from hf_recipe.baselines.output_bias import set_output_bias
 from hf_recipe.core.check import plain
 from hf_recipe.core.config import Settings
@@ -33,10 +30,11 @@ from hf_recipe.instruments.distributed import rank, world_size
 from hf_recipe.regularize.augment import Augmentation
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.feed import Feed
+from hf_recipe.runner.kept import MOST, Kept
 from hf_recipe.runner.ledger import Ledger, command_line, git_state, tracked
 from hf_recipe.runner.looks import check_saved
 from hf_recipe.runner.models import build, design_of, given_config
-from hf_recipe.runner.options import Options, split_list
+from hf_recipe.runner.options import Options, context_of, split_list
 from hf_recipe.runner.pieces import (
     Part,
     WholeEvaluation,
@@ -65,6 +63,8 @@ class Lab:
         fields: what each input field is worth to the latest model that was watched; stored form.
     """
 
+    KEPT = MOST  # models whose weights stay
+
     def __init__(self, options: Options, data: Data, folder: Path, show: Show) -> None:
         self.options, self.data, self.folder, self.show = options, data, folder, show
         self.pretrained = options.model.model_name_or_path is not None
@@ -77,10 +77,11 @@ class Lab:
         self.stage: Stage = "data"
         self.metric_name = data.task.metric
         self.group = time.strftime("recipe-%Y%m%d-%H%M%S")
-        self.context = self._context()
+        self.context = context_of(options, data.fingerprint)
         self.ledger = Ledger(folder / "experiments.csv", command_line(), git_state())
         self.bias = ""
         self.fields: Any = None
+        self.kept = Kept(folder / "models" / self.context, self.KEPT)
         self._watched: set[str] = set()
         self._train = remembered(self._experiment, folder / "outcomes" / self.context)
 
@@ -165,17 +166,25 @@ class Lab:
             if variant.key in self._watched and setup.share == 1:
                 use = plain(worth_of_fields(trainer, self.data.inputs))
                 outcome = replace(outcome, facts={**outcome.facts, "fields": use})
+            if setup.teacher and setup.part == "train":
+                from hf_recipe.tune.teacher_gain import fidelity
+
+                arrived = fidelity(trainer)[0].values()
+                outcome = replace(outcome, facts={**outcome.facts, "fidelity": arrived})
             recipe.detach()
         if setup.keep:
             trainer.save_model(str(self.model_path(variant)))
             check_saved(self, trainer, self.model_path(variant))
+        elif self.kept.wants(variant, outcome.loss):
+            trainer.save_model(str(self.model_path(variant)))
+            self.kept.add(variant, outcome.loss)
         if self.leads:
             shutil.rmtree(args.output_dir, ignore_errors=True)
         return outcome
 
     def model_path(self, variant: Variant) -> Path:
-        """Where the weights of an experiment with ``keep=True`` lie."""
-        return self.folder / "models" / variant.key
+        """Where the weights of an experiment lie, if they are kept."""
+        return self.kept.place(variant)
 
     def trainer(self, setup: Setup, args: Any) -> Trainer:
         """A Trainer for `setup`, its model freshly drawn."""
@@ -250,7 +259,7 @@ class Lab:
         args.seed = args.data_seed = variant.seed
         args.average_tokens_across_devices = False  # the loss is each process's own mean
         args.output_dir = str(self.folder / "runs" / variant.key)
-        args.run_name = variant.change
+        args.run_name = f"{variant.change} (seed {variant.seed})"
         args.eval_strategy, args.eval_steps = IntervalStrategy.STEPS, max(1, total // EVALUATIONS)
         args.logging_strategy, args.logging_steps = IntervalStrategy.STEPS, max(1, total // 20)
         args.save_strategy = SaveStrategy.NO
@@ -259,7 +268,9 @@ class Lab:
             args.load_best_model_at_end, args.save_total_limit = True, 1
             args.metric_for_best_model, args.greater_is_better = "eval_loss", False
         args.disable_tqdm = True
-        args.report_to = ["wandb"] if self._tracks else []
+        args.report_to = self.trackers
+        if "project" not in given:
+            args.project = self.options.recipe.wandb_project
         if args.device.type == "cpu":
             args.dataloader_pin_memory = False
         return args
@@ -370,14 +381,15 @@ class Lab:
         return self.folder / "experiments" / variant.key
 
     @property
-    def _tracks(self) -> bool:
+    def trackers(self) -> list[str]:
+        """Where the experiments' curves go."""
         if "report_to" in self.options.given:
-            return "wandb" in self.options.training.report_to
-        return True
+            return list(self.options.training.report_to)
+        return ["wandb"]
 
     @contextlib.contextmanager
     def _tracking(self, variant: Variant, args: Any) -> Iterator[None]:
-        if not (self._tracks and self.leads):
+        if not ("wandb" in self.trackers and self.leads):
             yield
             return
         with tracked(
@@ -388,13 +400,3 @@ class Lab:
             config={"recipe": dict(variant.settings), "stage": self.stage, "key": variant.key},
         ):
             yield
-
-    def _context(self) -> str:
-        """What all outcomes rest on: data, and the flags that are not this job's own affair."""
-        own = {"output_dir", "stages", "keep_going", "fail_on", "target_metric", "restart"}
-        own |= {"wandb_project", "report_to", "trials", "seeds", "config", "run_name", "use_cpu"}
-        shared: dict[str, str] = {}
-        for section in (self.options.model, self.options.data, self.options.training):
-            shared |= {k: str(v) for k, v in vars(section).items() if k in self.options.given - own}
-        text = json.dumps([__version__, self.data.fingerprint, shared], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
