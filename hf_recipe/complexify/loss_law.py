@@ -329,9 +329,7 @@ def _solve(designs: Array, losses: Array) -> tuple[Array, Array, Array]:
     typical = float(np.median(np.abs(losses))) or 1.0
     size = np.maximum(np.abs(losses), 1e-6 * typical)
     x, y = designs / size[:, None], losses / size
-    weights = np.ones(x.shape[:2])
-    spread = np.ones(len(x))
-    tight = np.zeros((len(x), 3, 3))
+    weights, spread, tight = np.ones(x.shape[:2]), np.ones(len(x)), np.zeros((len(x), 3, 3))
     for _ in range(4):
         tight[:, 2, 2] = (spread / (USUAL_GAIN * typical)) ** 2
         tight[:, 0, 0] = tight[:, 1, 1] = (1e-3 * spread / typical) ** 2
