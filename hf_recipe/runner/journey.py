@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ class Journey:
         rows: the last table: what, validation loss, metric, seconds.
         gains: paired differences of all comparisons so far, (seeds, rows) each.
         simplest: outcomes of the simplest model, once the baselines are there.
+        teachers: folders of the models that the student has learned from.
     """
 
     lab: Lab
@@ -29,6 +31,7 @@ class Journey:
     rows: list[list[str]] = field(default_factory=list)
     gains: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     simplest: list[Outcome] = field(default_factory=list)
+    teachers: list[Path] = field(default_factory=list)
 
     def outcomes(self, change: str, setup: Setup, *, watch: bool = False) -> list[Outcome]:
         """`setup` trained with every seed; with `watch` the first is reported on in full."""
@@ -38,7 +41,14 @@ class Journey:
             for seed in self.lab.seeds
         ]
 
-    def gain(self, before: list[Outcome], after: list[Outcome], *, train: bool = False) -> Gain:
+    def gain(
+        self,
+        before: list[Outcome],
+        after: list[Outcome],
+        *,
+        train: bool = False,
+        level: float = 0.95,
+    ) -> Gain:
         """Paired gain over the same seeds, on validation rows or on the sampled training rows.
 
         With few seeds per comparison their variance is hardly known; so it is pooled over all
@@ -52,7 +62,8 @@ class Journey:
             name = f"{train} {first.tobytes()!r} {second.tobytes()!r}"
             self.gains[hashlib.sha256(name.encode()).hexdigest()] = first - second
         pool = [g for g in self.gains.values() if g.shape == first.shape]
-        return paired_gain(first.tolist(), second.tolist(), seed_variance=seed_spread(pool))
+        spread = seed_spread(pool)
+        return paired_gain(first.tolist(), second.tolist(), level=level, seed_variance=spread)
 
     def note(self, what: str, outcomes: list[Outcome]) -> None:
         """A line of the last table."""

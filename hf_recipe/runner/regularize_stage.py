@@ -17,8 +17,12 @@ from hf_recipe.runner.setup import Setup
 
 def changes(journey: Journey) -> list[tuple[str, dict[str, object]]]:
     """What is tried, in the recipe's order: data first, then the network, then stopping."""
-    tried: list[tuple[str, dict[str, object]]] = [
-        ("augmentation", {"augment": True}),
+    tried: list[tuple[str, dict[str, object]]] = []
+    if journey.lab.feed.changes:
+        tried.append(("augmentation", {"augment": True}))
+    else:
+        journey.lab.left_out("augmentation", journey.lab.feed.fixed)
+    tried += [
         ("dropout 0.1", {"dropout": 0.1}),
         ("weight decay 0.1", {"weight_decay": 0.1}),
         ("early stopping", {"early_stopping": True}),
