@@ -158,6 +158,33 @@ def seed_spread(gains: Sequence[np.ndarray]) -> tuple[float, int] | None:
     return sum(float(g.var(ddof=1)) * (len(g) - 1) for g in kept) / freedom, freedom
 
 
+def residual_spread(losses: Sequence[np.ndarray]) -> tuple[float, int] | None:
+    """Variance of one seed's gain between any two of these trainings, and its degrees of freedom.
+
+    A training's mean loss is taken to be its settings' share, its seed's share and noise; a paired
+    gain is the difference of two noises. Gains on one baseline all hold that baseline's luck, and
+    pooling them (`seed_spread`) would count it as if it had been drawn anew for each.
+
+    Args:
+        losses: one array (seeds, rows) per training, of the same seeds; not finite: left out.
+    """
+    kept = [each.mean(1) for each in losses if np.isfinite(each).all()]
+    if len(kept) < 2 or len(kept[0]) < 2:
+        return None
+    table = np.stack(kept)
+    rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
+    return 2 * float((rest * rest).sum()) / freedom, freedom
+
+
+def ladder_level(rungs: int) -> float:
+    """Level of each rung's interval at which all rungs that do nothing stay out in 95 % of ladders.
+
+    Bonferroni's share of 5 %, one-sided, since a rung is kept on one side alone; never under 95 %.
+    """
+    return 1 - 0.1 / max(2, rungs)
+
+
 def compare(
     train: Callable[[Variant], Outcome],
     baseline: Variant,
@@ -187,8 +214,7 @@ def compare(
         for variant in (baseline, *variants)
     ]
     losses = [np.asarray([o.row_losses for o in group], dtype=float) for group in outcomes]
-    same = [other for other in losses[1:] if other.shape == losses[0].shape]
-    spread = seed_spread([losses[0] - other for other in same])
+    spread = residual_spread([other for other in losses if other.shape == losses[0].shape])
     rungs = [_rung(baseline, outcomes[0], None)]
     for variant, group, after in zip(variants, outcomes[1:], losses[1:], strict=True):
         gain = paired_gain(losses[0], after, seed_variance=spread)  # type: ignore[arg-type]

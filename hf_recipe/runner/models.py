@@ -24,7 +24,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_recipe.complexify.architectures import Design, ladder
-from hf_recipe.regularize.dropout import set_dropout
+from hf_recipe.regularize.dropout import set_dropout, set_stochastic_depth
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.feed import Feed
 from hf_recipe.runner.options import Options, UsageError
@@ -110,7 +110,15 @@ def given_config(options: Options) -> Any:
         raise UsageError(f"{flag} {name}: {str(error).splitlines()[0]}") from None
 
 
-def build(data: Data, feed: Feed, options: Options, size: str, dropout: float) -> Any:
+def build(
+    data: Data,
+    feed: Feed,
+    options: Options,
+    size: str,
+    dropout: float,
+    *,
+    depth_drop: float = 0.0,
+) -> Any:
     """A model for `data`; draw it right after the seed was set.
 
     Args:
@@ -119,11 +127,14 @@ def build(data: Data, feed: Feed, options: Options, size: str, dropout: float) -
         options: may name a checkpoint or a config.
         size: "simplest", "student", "base", "large" or "larger".
         dropout: rate of every dropout that the config knows.
+        depth_drop: rate at which its deepest residual path is dropped; needs the user's config.
     """
     head = _head(data)
     if size == "simplest":
         return SimpleModel(SimpleConfig(data.kind, _flat(feed), 0, **head))
     config = given_config(options)
+    if config is not None and depth_drop:
+        set_stochastic_depth(config, depth_drop)
     if config is None:
         model = _from_scratch(data, feed, design_of(data, options, size), dropout, head)
     else:
