@@ -68,6 +68,7 @@ class WeightAveraging(TrainerCallback):  # type: ignore[misc]
         self._trainer = weakref.ref(trainer)
         self.kind, self.decay, self.start, self.rows = kind, decay, start, rows
         self.averaged: AveragedModel | None = None
+        self._live = nn.ParameterList()  # the model's own parameters
         self.gain: Gain | None = None
         self.history: list[tuple[int, float, float]] = []
 
@@ -99,7 +100,8 @@ class WeightAveraging(TrainerCallback):  # type: ignore[misc]
             logger.warning("weights are not averaged: they are sharded (%s)", sharded[:1])
             return
         # The parameters alone: a copy of the whole model would carry everyone's hooks along.
-        copies = nn.ParameterList([p.detach().clone() for p in self.model.parameters()])
+        self._live = nn.ParameterList(self.model.parameters())
+        copies = nn.ParameterList([p.detach().clone() for p in self._live])
         self.averaged = AveragedModel(copies.requires_grad_(False), multi_avg_fn=self._average)
         self.gain, self.history = None, []
         if not state.global_step:
@@ -117,7 +119,9 @@ class WeightAveraging(TrainerCallback):  # type: ignore[misc]
         """Move averages towards the latest weights, all of one device and type at once."""
         seen = int(count)
         # of an EMA the first weights say nothing: their share falls as the count grows
-        step = 1 / (seen + 1) if self.kind == "tail" else 1 - min(self.decay, (1 + seen) / (10 + seen))
+        step = (
+            1 / (seen + 1) if self.kind == "tail" else 1 - min(self.decay, (1 + seen) / (10 + seen))
+        )
         if old[0].is_floating_point():
             torch._foreach_lerp_(old, new, step)
         else:
@@ -128,7 +132,7 @@ class WeightAveraging(TrainerCallback):  # type: ignore[misc]
         if self.averaged is None:
             return
         if self.kind == "ema" or state.global_step > self.start * state.max_steps:
-            self.averaged.update_parameters(self.model)
+            self.averaged.update_parameters(self._live)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at both weights on the same rows; once for each step."""

@@ -8,28 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from hf_recipe.instruments.compare import Outcome
+from hf_recipe.instruments.compare import Outcome, Variant, read_outcome
+from hf_recipe.instruments.distributed import from_rank_0
 from hf_recipe.instruments.window import Evaluation
 from hf_recipe.regularize.averaging import WeightAveraging
 from hf_recipe.runner.setup import Setup
+
+if TYPE_CHECKING:
+    from hf_recipe.runner.experiment import Lab
 
 STOPPED, AVERAGED = "stopped", "averaged"
 SPAN = 0.05  # share of the steps that the average reaches back over
 MOST_WEIGHTS = 50_000_000  # of models whose weights are kept twice more
 
 
-def averaging_of(trainer: Any) -> WeightAveraging:
-    """An average over the last `SPAN` of the run that looks at no rows by itself."""
-    return _Averaging(trainer, rows=0)
-
-
 class _Averaging(WeightAveraging):
+    """An average over the last `SPAN` of the run."""
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.decay = 1 - 1 / max(10.0, SPAN * state.max_steps)
         super().on_train_begin(args, state, control, **kwargs)
@@ -42,9 +43,7 @@ class Beside(TrainerCallback):  # type: ignore[misc]
         latest: gives the evaluation that has just been read.
     """
 
-    def __init__(
-        self, trainer: Any, setup: Setup, latest: Callable[[], Evaluation | None]
-    ) -> None:
+    def __init__(self, trainer: Any, setup: Setup, latest: Callable[[], Evaluation | None]) -> None:
         self.trainer, self.setup, self.latest = trainer, setup, latest
         self.course: list[Evaluation] = []
         self.best = np.inf
@@ -138,6 +137,38 @@ def _load(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, value in model.state_dict().items():
             value.copy_(weights[name])
+
+
+def look_beside(lab: Lab, trainer: Any, setup: Setup) -> tuple[Any, Beside | None]:
+    """Put on a Trainer what looks on for the ladder: an average, and the best evaluation.
+
+    Only where a ladder may ask for it: in whole trainings of the stages that lead up to it.
+    """
+    whole = not (setup.rows or setup.teacher or setup.keep or setup.early_stopping)
+    whole = whole and setup.part == "train" and setup.share == 1
+    small = sum(p.numel() for p in trainer.model.parameters()) <= MOST_WEIGHTS
+    asked = lab.stage in ("complexify", "regularize") and setup.epochs >= lab.start.epochs
+    looks = whole and small and asked and not setup.average
+    if not (looks or setup.average):
+        return None, None
+    average = _Averaging(trainer, rows=0)
+    trainer.add_callback(average)
+    if not looks:
+        return average, None
+    passing = Beside(trainer, setup, lambda: trainer.hf_recipe.evaluation.latest)
+    trainer.add_callback(passing)
+    return average, passing
+
+
+def shared_outcome(lab: Lab, setup: Setup, variant: Variant) -> Outcome | None:
+    """The outcome, where another training has had it on its way; None: it is to be trained."""
+    found = shared_with(setup)
+    if found is None:
+        return None
+    name, plain = found
+    path = lab.outcome_path(plain.variant(variant.change, variant.seed))
+    known = from_rank_0(read_outcome(path) if lab.leads else None)
+    return None if known is None else outcome_beside(known, name)
 
 
 def shared_with(setup: Setup) -> tuple[str, Setup] | None:

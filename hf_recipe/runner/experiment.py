@@ -28,16 +28,15 @@ from hf_recipe.core.config import Settings
 from hf_recipe.core.finding import Stage
 from hf_recipe.core.report import Report
 from hf_recipe.explanation import stored_checks
-from hf_recipe.instruments.compare import Outcome, Variant, read_outcome, remembered
-from hf_recipe.instruments.distributed import from_rank_0, rank, world_size
+from hf_recipe.instruments.compare import Outcome, Variant, remembered
+from hf_recipe.instruments.distributed import rank, world_size
 from hf_recipe.regularize.augment import Augmentation
-from hf_recipe.runner import beside
-from hf_recipe.runner.beside import Beside, averaging_of
+from hf_recipe.runner.beside import look_beside, shared_outcome
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.feed import Feed
 from hf_recipe.runner.ledger import Ledger, command_line, git_state, tracked
 from hf_recipe.runner.looks import check_saved
-from hf_recipe.runner.made_up import with_made_up
+from hf_recipe.runner.made_up import training_rows
 from hf_recipe.runner.models import build, design_of, given_config
 from hf_recipe.runner.options import Options, split_list
 from hf_recipe.runner.pieces import (
@@ -135,7 +134,7 @@ class Lab:
 
     def train(self, variant: Variant) -> Outcome:
         """As `run`, for `instruments.compare.compare`."""
-        known = self._outcome_path(variant).is_file()
+        known = self.outcome_path(variant).is_file()
         outcome = self._train(variant)
         self.fields = outcome.facts.get("fields") or self.fields
         if self.leads:
@@ -150,7 +149,7 @@ class Lab:
 
     def _experiment(self, variant: Variant) -> Outcome:
         setup = Setup(**variant.settings)
-        shared = self._shared(setup, variant)
+        shared = shared_outcome(self, setup, variant)
         if shared is not None:
             return shared
         args = self.arguments(setup, variant)
@@ -159,7 +158,7 @@ class Lab:
             if progress is not None:
                 trainer.add_callback(progress)
             recipe = self._watch(trainer, setup, variant)
-            average, passing = self._beside(trainer, setup)
+            average, passing = look_beside(self, trainer, setup)
             began = time.perf_counter()
             trainer.train()
             seconds = time.perf_counter() - began
@@ -179,32 +178,8 @@ class Lab:
             shutil.rmtree(args.output_dir, ignore_errors=True)
         return outcome
 
-    def _beside(self, trainer: Trainer, setup: Setup) -> tuple[Any, Beside | None]:
-        """What looks on for the ladder of regularizers: an average, and the best evaluation."""
-        small = sum(p.numel() for p in trainer.model.parameters()) <= beside.MOST_WEIGHTS
-        whole = not (setup.rows or setup.teacher or setup.keep) and setup.part == "train"
-        whole = whole and setup.share == 1 and setup.epochs >= self.start.epochs
-        wanted = self.stage in ("complexify", "regularize") and not setup.early_stopping
-        looks = small and whole and wanted and not setup.average
-        if not (looks or setup.average):
-            return None, None
-        passing = Beside(trainer, setup, lambda: trainer.hf_recipe.evaluation.latest)
-        average = averaging_of(trainer)
-        for callback in (passing, average) if looks else (average,):
-            trainer.add_callback(callback)
-        return average, passing if looks else None
-
-    def _shared(self, setup: Setup, variant: Variant) -> Outcome | None:
-        """The outcome where another training has had it on its way; None: it is to be trained."""
-        found = beside.shared_with(setup)
-        if found is None:
-            return None
-        name, plain = found
-        path = self._outcome_path(plain.variant(variant.change, variant.seed))
-        known = from_rank_0(read_outcome(path) if self.leads else None)
-        return None if known is None else beside.outcome_beside(known, name)
-
-    def _outcome_path(self, variant: Variant) -> Path:
+    def outcome_path(self, variant: Variant) -> Path:
+        """Where an experiment's outcome is remembered."""
         return self.folder / "outcomes" / self.context / f"{variant.key}.json"
 
     def model_path(self, variant: Variant) -> Path:
@@ -223,9 +198,7 @@ class Lab:
         common: dict[str, Any] = {
             "model": model,
             "args": args,
-            "train_dataset": with_made_up(
-                feed, feed.some(setup.part, setup.rows, args.seed), setup.simulated, args.seed
-            ),
+            "train_dataset": training_rows(feed, setup, args.seed),
             "eval_dataset": feed.rows("validation"),
             "data_collator": feed.collator(setup.without),
             "processing_class": feed.processing_class,

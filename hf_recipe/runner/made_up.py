@@ -15,12 +15,14 @@ import torch
 from hf_recipe.regularize.augment_rows import Interpolate, SpanMix
 from hf_recipe.regularize.simulate import PROVENANCE, Simulated
 from hf_recipe.runner.feed import Feed, TensorRows
+from hf_recipe.runner.setup import Setup
 
 MOST = 4096  # rows that neighbours are looked for among
 
 
-def with_made_up(feed: Feed, rows: Any, share: float, seed: int) -> Any:
-    """`rows` and made-up ones, which are `share` of the whole; 0: `rows` themselves."""
+def training_rows(feed: Feed, setup: Setup, seed: int) -> Any:
+    """The rows that `setup` learns from, with as large a share of made-up ones as it says."""
+    rows, share = feed.some(setup.part, setup.rows, seed), setup.simulated
     if not share:
         return rows
     if isinstance(rows, datasets.Dataset):

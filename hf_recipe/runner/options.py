@@ -326,7 +326,11 @@ def _read_config(path: str, known: set[str]) -> list[str]:
         arguments.append(f"--{name}")
         if isinstance(value, list):
             joined = ",".join(map(str, value))
-            arguments += [joined] if name in ("stages", "select", "ignore", "regularizers") else map(str, value)
+            arguments += (
+                [joined]
+                if name in ("stages", "select", "ignore", "regularizers")
+                else map(str, value)
+            )
         else:
             arguments.append(json.dumps(value) if isinstance(value, Mapping) else str(value))
     return arguments

@@ -75,8 +75,10 @@ def test_all_stages_then_again_without_training(tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert [int(row["number"]) for row in rows] == list(range(1, len(rows) + 1))
     assert len({row["key"] for row in rows}) == len(rows)
+    shared = [row for row in rows if row["seconds"] == "0.00"]
+    assert 0 < len(shared) <= 4  # stopping and averaging are seen in other trainings
     runs = list((tmp_path / "wandb").glob("offline-run-*"))
-    assert len(runs) == len(rows)
+    assert len(runs) == len(rows) - len(shared)
 
     # one outcome is lost, as when the job is killed: it alone is trained again
     outcome = next(tmp_path.glob(f"outcomes/*/{rows[3]['key']}.json"))
@@ -114,7 +116,8 @@ def launched(launcher, processes, folder, *arguments):
     files = {p.name: json.loads(p.read_text())["outcome"] for p in folder.glob("outcomes/*/*")}
     assert files
     assert all(outcome["facts"]["processes"] == processes for outcome in files.values())
-    assert len(list((folder / "wandb").glob("offline-run-*"))) == len(files)
+    trained = [outcome for outcome in files.values() if outcome["cost"]]
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == len(trained)
     gates = Report.from_json(folder / "report.json").gates
     return files, {gate.stage: gate.verdict for gate in gates}
 
