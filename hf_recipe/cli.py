@@ -230,11 +230,24 @@ def _inspect(options: Any) -> int:
         )
     except (ValueError, TypeError, OSError) as error:
         raise UsageError(str(error).splitlines()[0]) from None
+    _name_file(report, options.path)
     folder = Path(options.output_dir)
     report.to_json(folder / "report.json")
     report.to_html(folder / "report.html")
     _say(report, str(folder / "report.html"))
     return exit_code(report, options.fail_on)
+
+
+def _name_file(report: Any, path: str) -> None:
+    """Fixes that go on with this file name it."""
+    import dataclasses
+    import shlex
+
+    for place, finding in enumerate(report.flat):
+        _, known, command = (finding.fix or "").rpartition("hf-recipe review rows.parquet")
+        if known:
+            fix = f"hf-recipe review {shlex.quote(path)}{command}"
+            report.flat[place] = dataclasses.replace(finding, fix=fix)
 
 
 def exit_code(report: Any, fail_on: str) -> int:

@@ -30,6 +30,21 @@ def _alone(outcome: Outcome) -> Outcome:
 UNRUNNABLE = frozenset({"label-out-of-range", "token-out-of-range"})
 
 
+# What a check still waits for at the end, by the first moment at which its evidence exists.
+ABSENT: dict[Moment, str] = {
+    "dataset": "no data set was looked at",
+    "batch": "no batch was made",
+    "static": "no Trainer was looked at",
+    "probe": "the model was not run",
+    "run": "no training was watched",
+    "eval": "no evaluation was watched",
+    "end": "no run came to its end",
+    "ranks": "one process alone",
+    "resume": "nothing was resumed",
+    "study": "no study was looked at",
+}
+
+
 class Examiner:
     """Runs probes, judges measurements, and tells `hear` of every finding that is new.
 
@@ -220,7 +235,7 @@ class Examiner:
             default = (
                 f"runs by its own call: {check.call}"
                 if check.call
-                else f"its moment did not come ({', '.join(check.moments)})"
+                else f"{ABSENT[check.moments[0]]} ({', '.join(check.moments)})"
             )
             self.report.skipped.setdefault(name, (reasons or {}).get(name, default))
         for name in self.settings.expect:

@@ -21,6 +21,7 @@ from hf_recipe.core.config import Settings
 from hf_recipe.core.exhibit import Answer
 from hf_recipe.core.report import Report
 from hf_recipe.data.preview import preview
+from hf_recipe.data.remembered import remembering
 from hf_recipe.data.source import (
     LABELS,
     Roles,
@@ -94,7 +95,7 @@ def inspect_dataset(
 
     for probe in PROBES.values():
         if probe.moment in ("dataset", "batch"):
-            examiner.examine(probe, subject, guard)
+            examiner.examine(remembering(probe), subject, guard)
     with guard():
         try:
             for exhibit in preview(subject):

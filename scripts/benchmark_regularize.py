@@ -95,7 +95,14 @@ class Rehearsal:
         model = SimpleNamespace(model_name_or_path=None, config_name=None)
         recipe = SimpleNamespace(regularizers=",".join(names))
         self.options = SimpleNamespace(recipe=recipe, model=model)
-        self.data = SimpleNamespace(kind="numbers", classes=("0", "1"), inputs=())
+        self.feed = SimpleNamespace(changes=("any",), fixed="")
+        self.data = SimpleNamespace(
+            kind="numbers",
+            classes=("0", "1"),
+            inputs=(),
+            labels=lambda part: np.zeros(8, dtype=int),
+            task=SimpleNamespace(strata_of_rows=lambda feed, part: [0] * 8),
+        )
         self.report = SimpleNamespace(exhibit=lambda ladder: None)
         self.show = SimpleNamespace(say=lambda text: None)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,6 +21,7 @@ from hf_recipe.instruments.distributed import from_all_ranks, world_size
 from hf_recipe.instruments.fitting import NoRoom, knee, largest_fitting, noise_scale
 from hf_recipe.instruments.memory import TensorBytes, free_bytes
 from hf_recipe.instruments.row_lengths import longest_rows
+from hf_recipe.instruments.spare_optimizer import spare_optimizer
 from hf_recipe.instruments.subject import Subject
 
 USABLE = 0.8  # share of what is free on a CPU: others use the machine too
@@ -61,7 +60,7 @@ def find_batch_size(
         raise Skip(reason or "there are no rows")
     chosen, length = longest_rows(rows, LONGEST)
     found, errors = None, ""
-    with _set_up(subject) as optimizer:
+    with spare_optimizer(subject, moves=False) as optimizer:
         try:
             bench = _Bench(subject, rows, chosen, optimizer, memory, seconds, clock)
             found = replace(bench.search(), longest=length)
@@ -87,40 +86,6 @@ def _agree(found: BatchSize | None, error: str) -> BatchSize:
     kept = [f for f, _ in everyone if f is not None]
     least = min(kept, key=lambda f: f.largest)
     return replace(least, bounded=all(f.bounded for f in kept), processes=len(everyone))
-
-
-@contextlib.contextmanager
-def _set_up(subject: Subject) -> Iterator[torch.optim.Optimizer]:
-    """The optimizer without its state and at rate 0, weights kept on the CPU, put back after."""
-    if subject.optimizer is None:
-        raise Skip("there is no optimizer before train() here, so its state has no room kept")
-    optimizer = getattr(subject.optimizer, "optimizer", subject.optimizer)
-    model: Any = subject.model
-    args = subject.args
-    state, groups = optimizer.state, [{**group} for group in optimizer.param_groups]
-    weights = [(p, p.detach().to("cpu", copy=True)) for p in model.parameters()]
-    recompute = bool(getattr(args, "gradient_checkpointing", False)) and not getattr(
-        model, "is_gradient_checkpointing", True
-    )
-    if recompute:  # the Trainer switches it on in train()
-        model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
-    optimizer.state = defaultdict(dict)
-    for group in optimizer.param_groups:
-        if isinstance(group.get("lr"), (int, float)):  # Adafactor may have none
-            group["lr"] = 0.0
-    try:
-        yield optimizer
-    finally:
-        optimizer.state = state
-        for group, kept in zip(optimizer.param_groups, groups, strict=True):
-            group.clear()
-            group.update(kept)
-        if recompute:
-            model.gradient_checkpointing_disable()
-        with torch.no_grad():
-            for parameter, value in weights:
-                parameter.grad = None
-                parameter.copy_(value)
 
 
 class _Bench:

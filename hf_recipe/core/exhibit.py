@@ -36,7 +36,10 @@ class Mark:
 
 @dataclass(frozen=True)
 class Curve:
-    """Lines over a common axis, with the thresholds they were judged by."""
+    """Lines over a common axis, with the thresholds they were judged by.
+
+    With `bars` each point stands for itself, as a bar from zero: nothing lies between two of them.
+    """
 
     title: str
     stage: Stage
@@ -48,6 +51,7 @@ class Curve:
     log_x: bool = False
     log_y: bool = False
     private: bool = False
+    bars: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,21 +18,26 @@ MOST_CURVES, MOST_CLASSES, BINS, COMMONEST = 12, 50, 30, 5
 LONGEST = 80
 
 
-def column_table(measured: Columns, split: str) -> Table:
-    """The columns as a table for the report."""
-    head = ("column", "type", "role", "rows", "missing", "blank", "distinct", "zeros", "low",
-            "lower quartile", "median", "upper quartile", "high", "mean", "deviation", "skewness",
-            "shortest", "longest", "mean length", "words")  # fmt: skip
+def column_tables(measured: Columns, split: str) -> Iterator[Table]:
+    """The columns in two tables for the report: what one looks at first, and the rest."""
+    head = ("column", "type", "role", "missing", "distinct", "low", "median", "high", "mean",
+            "deviation")  # fmt: skip
     rows = tuple(
-        (c.name, c.kind, c.role, c.rows, c.nulls + c.nonfinite, c.blank, c.distinct, c.zeros,
-         shown(c.low), shown(c.lower_quartile), shown(c.median), shown(c.upper_quartile),
-         shown(c.high), shown(c.mean), shown(c.deviation), shown(c.skewness), c.shortest,
-         c.longest, shown(c.mean_length), c.words)
+        (c.name, c.kind, c.role, c.nulls + c.nonfinite, c.distinct, shown(c.low), shown(c.median),
+         shown(c.high), shown(c.mean), shown(c.deviation))
         for c in measured.columns
     )  # fmt: skip
-    told = "quartiles: of the rows' numbers, or of their lengths"
+    told = f"{measured.rows:,} rows; median: of the rows' numbers, or of their lengths"
     caption = f"{told}; {measured.note}" if measured.note else told
-    return Table(f"Columns of {split}", "data", head, rows, caption=caption)
+    yield Table(f"Columns of {split}", "data", head, rows, caption=caption)
+    head = ("column", "blank", "zeros", "lower quartile", "upper quartile", "skewness", "shortest",
+            "longest", "mean length", "words")  # fmt: skip
+    rest = tuple(
+        (c.name, c.blank, c.zeros, shown(c.lower_quartile), shown(c.upper_quartile),
+         shown(c.skewness), c.shortest, c.longest, shown(c.mean_length), c.words)
+        for c in measured.columns
+    )  # fmt: skip
+    yield Table(f"Columns of {split}: the rest", "data", head, rest)
 
 
 def shown(value: float) -> float | None:
@@ -55,13 +60,21 @@ def distributions(seen: Mapping[str, Mapping[str, Summary]], roles: Roles) -> It
             continue
         drawn += 1
         kind = next(iter(parts.values())).kind
+        codes = sorted({v for s in parts.values() for v in s.sample.numbers.tolist()})
+        bars = kind == "number" and all(s.whole for s in parts.values()) and len(codes) <= BINS
         lines = []
         for split, summary in parts.items():
+            if bars:  # codes are no quantities: nothing lies between them
+                where = np.searchsorted(codes, summary.sample.numbers)
+                counts = np.bincount(where, minlength=len(codes))
+                lines.append(Line(split, tuple(codes), tuple((counts / counts.sum()).tolist())))
+                continue
             shares, edges = summary.histogram(BINS, (low, high))
             middle = (edges[:-1] + edges[1:]) / 2
             lines.append(Line(split, tuple(middle.tolist()), tuple(shares.tolist())))
         what = {"text": "characters", "numbers": "elements"}.get(kind, "value")
-        yield Curve(f"Distribution of {name}", "data", what, "share of rows", tuple(lines))
+        title = f"Distribution of {name}"
+        yield Curve(title, "data", what, "share of rows", tuple(lines), bars=bars)
 
 
 def split_exhibits(

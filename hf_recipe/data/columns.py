@@ -12,7 +12,7 @@ from typing import Annotated
 from hf_recipe.core.check import Check, Located, Probe, Skip
 from hf_recipe.core.exhibit import Exhibit
 from hf_recipe.core.finding import Fault
-from hf_recipe.data.column_exhibits import column_table, distributions, split_exhibits
+from hf_recipe.data.column_exhibits import column_tables, distributions, split_exhibits
 from hf_recipe.data.column_numbers import Columns, column_numbers
 from hf_recipe.data.hashing import flat_array
 from hf_recipe.data.source import Source, roles_of, source_of, splits_of
@@ -69,7 +69,7 @@ def take_columns(subject: Subject) -> Iterator[Located | Exhibit]:
             raw = bool(subject.cache.get("raw"))
             measured = columns_of(source, seen[split], roles.inputs, roles.label, raw=raw)
             yield Located(measured, split)
-            yield column_table(measured, split)
+            yield from column_tables(measured, split)
             yield from split_exhibits(source, seen[split], roles)
         except Skip as reason:
             reasons.append(str(reason))

@@ -67,10 +67,19 @@ class Lowest:
             if not near.any():
                 return
             keys, values, rows = keys[near], values[near], rows[near]
-        keys, rows = np.concatenate([self.keys, keys]), np.concatenate([self.rows, rows])
         order = np.lexsort((rows, keys))[: self.limit]
-        self.numbers = np.concatenate([self.numbers, values])[order]
-        self.keys, self.rows = keys[order], rows[order]
+        keys, values, rows = keys[order], values[order], rows[order]
+        if len(self.keys) and len(rows) and rows.min() < self.rows.max():  # a shard is merged
+            keys = np.concatenate([self.keys, keys])
+            values = np.concatenate([self.numbers, values])
+            rows = np.concatenate([self.rows, rows])
+            order = np.lexsort((rows, keys))[: self.limit]
+            self.keys, self.numbers, self.rows = keys[order], values[order], rows[order]
+            return
+        at = np.searchsorted(self.keys, keys, side="right")  # rows come in order: ties go behind
+        self.numbers = np.insert(self.numbers, at, values)[: self.limit]
+        self.keys = np.insert(self.keys, at, keys)[: self.limit]
+        self.rows = np.insert(self.rows, at, rows)[: self.limit]
 
 
 @dataclass
@@ -361,7 +370,8 @@ class Summary:
 def word_starts(array: pa.Array) -> tuple[int, npt.NDArray[np.bool_]]:
     """Words in a string array (between ASCII white space), and which rows may be blank.
 
-    Those are rows in which no word begins with a plain character: wide spaces, or nothing.
+    Those are rows that do not begin with a plain character: white space, letters beyond ASCII
+    (wide spaces are among them), or nothing.
     """
     wide = pa.types.is_large_string(array.type)
     _, offsets, data = array.buffers()
@@ -373,10 +383,11 @@ def word_starts(array: pa.Array) -> tuple[int, npt.NDArray[np.bool_]]:
     text = np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]]
     bounds = bounds - bounds[0]
     inside = text > 32
-    starts = inside.copy()
-    np.greater(inside[1:], inside[:-1], out=starts[1:])
     holding = bounds[:-1] < bounds[1:]
-    heads = bounds[:-1][holding]  # a row's first character follows another row's
-    starts[heads] = inside[heads]
-    doubtful[holding] = ~np.logical_or.reduceat(starts & (text < 0x80), heads)
-    return int(np.count_nonzero(starts)), doubtful
+    heads = bounds[:-1][holding]
+    words = int(np.count_nonzero(inside[1:] > inside[:-1])) + int(inside[0])
+    later = heads[heads > 0]  # a row's first character follows another row's last
+    words += int(np.count_nonzero(inside[later] & inside[later - 1]))
+    first = text[heads]
+    doubtful[holding] = (first <= 32) | (first >= 0x80)
+    return words, doubtful

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
+from hf_recipe.core.check import Check, Located, Measurement, Skip
 from hf_recipe.core.finding import Fault
+from hf_recipe.data.asked import CALL, asking
 from hf_recipe.data.cheap import (
     ALPHA,
     Trial,
@@ -256,9 +257,7 @@ def target_in_input(
         )
 
 
-GIVEAWAYS = Probe(
-    "look for the label in the input", "dataset", (Giveaways,), take_giveaways, ("inspection",)
-)
+GIVEAWAYS = asking("look for the label in the input", Giveaways, take_giveaways)
 
 TARGET_IN_INPUT = Check(
     name="target-in-input",
@@ -273,5 +272,5 @@ TARGET_IN_INPUT = Check(
     unsure="Tasks that one feature lawfully decides (is it a question: the last mark). Several "
     "features that give the label away only together are not seen.",
     explains=("label-shortcut",),
-    call="hf_recipe.inspect_dataset(dataset)",
+    call=CALL,
 )

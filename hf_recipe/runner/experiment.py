@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,7 +19,6 @@ import transformers
 from transformers import Trainer, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
-from hf_recipe import __version__
 from hf_recipe.baselines.output_bias import set_output_bias
 from hf_recipe.core.check import plain
 from hf_recipe.core.config import Settings
@@ -34,7 +31,7 @@ from hf_recipe.regularize.augment import Augmentation
 from hf_recipe.runner.beside import look_beside, shared_outcome
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.feed import Feed
-from hf_recipe.runner.ledger import Ledger, command_line, git_state, tracked
+from hf_recipe.runner.ledger import Ledger, command_line, context_of, git_state, tracked
 from hf_recipe.runner.looks import check_saved
 from hf_recipe.runner.made_up import training_rows
 from hf_recipe.runner.models import build, design_of, given_config
@@ -44,18 +41,16 @@ from hf_recipe.runner.pieces import (
     WholeEvaluation,
     norm_quantile,
     note_of,
-    row_losses,
     worth_of_fields,
 )
-from hf_recipe.runner.scaled import ScaledFeed
 from hf_recipe.runner.setup import Setup
 from hf_recipe.runner.show import Show
 from hf_recipe.trainer.attach import attach, known_thresholds
-from hf_recipe.trainer.metrics import PRIMARY, compute_metrics_for
 
 EVALUATIONS, TRAIN_SAMPLE = 6, 1024
-RATES = {"image": 2e-3, "text": 5e-4, "numbers": 3e-3, "pretrained": 3e-5}
-EPOCHS = {"image": 20.0, "text": 8.0, "numbers": 30.0, "pretrained": 3.0}
+# by the ladder that a fresh network stands on
+RATES = {"image": 2e-3, "text": 5e-4, "numbers": 3e-3, "causal": 1e-3, "pretrained": 3e-5}
+EPOCHS = {"image": 20.0, "text": 8.0, "numbers": 30.0, "causal": 8.0, "pretrained": 3.0}
 
 
 class Lab:
@@ -73,13 +68,13 @@ class Lab:
         config = given_config(options)
         self.given = config is not None
         design_of(data, options, "base")  # a mistyped one is told before anything is trained
-        self.feed = Feed(data, options, folder, config)
+        self.feed: Feed = data.task.feeds[data.kind](data, options, folder, config)
         self._feeds: dict[float, Feed] = {1.0: self.feed}
         self.report = Report(title=f"The recipe on {data.name}")
         self.stage: Stage = "data"
-        self.metric_name = PRIMARY[data.task]
+        self.metric_name = data.task.metric
         self.group = time.strftime("recipe-%Y%m%d-%H%M%S")
-        self.context = self._context()
+        self.context = context_of(options, data)
         self.ledger = Ledger(folder / "experiments.csv", command_line(), git_state())
         self.bias = ""
         self.fields: Any = None
@@ -101,7 +96,7 @@ class Lab:
     def start(self) -> Setup:
         """Where the recipe begins: the user's flags, or defaults that suit the input."""
         args, given = self.options.training, self.options.given
-        kind = "pretrained" if self.pretrained else self.data.kind
+        kind = "pretrained" if self.pretrained else self.data.task.ladder(self.data.kind)
         rate = args.learning_rate if "learning_rate" in given else RATES[kind]
         epochs = args.num_train_epochs if "num_train_epochs" in given else EPOCHS[kind]
         return Setup(
@@ -117,7 +112,7 @@ class Lab:
     def feed_for(self, setup: Setup) -> Feed:
         """The rows at the size that `setup` asks for."""
         if setup.share not in self._feeds:
-            self._feeds[setup.share] = ScaledFeed(self.feed, setup.share)
+            self._feeds[setup.share] = self.feed.scaled(setup.share)
         return self._feeds[setup.share]
 
     def run(
@@ -200,9 +195,7 @@ class Lab:
             "args": args,
             "train_dataset": training_rows(feed, setup, args.seed),
             "eval_dataset": feed.rows("validation"),
-            "data_collator": feed.collator(setup.without),
-            "processing_class": feed.processing_class,
-            "compute_metrics": compute_metrics_for(self.data.task, scale=self.data.scale),
+            **self.measured(feed, setup.without),
         }
         if setup.teacher:
             from hf_recipe.runner.distil import distillation_trainer
@@ -220,6 +213,16 @@ class Lab:
         trainer.remove_callback(transformers.PrinterCallback)
         return trainer
 
+    def measured(self, feed: Feed, without: str = "") -> dict[str, Any]:
+        """A Trainer's arguments for collating and for measuring what the task asks."""
+        task = self.data.task
+        return {
+            "data_collator": feed.collator(without),
+            "processing_class": feed.processing_class,
+            "compute_metrics": task.metrics_of(self.data),
+            "preprocess_logits_for_metrics": task.condense,
+        }
+
     def _init_well(self, model: Any, feed: Feed) -> str:
         """Let the fresh model predict the labels' frequencies from the first step on."""
         try:
@@ -233,7 +236,7 @@ class Lab:
     def arguments(self, setup: Setup, variant: Variant) -> Any:
         """The user's TrainingArguments with this experiment's settings."""
         args, given = copy.copy(self.options.training), self.options.given
-        rows = setup.rows or sum(len(self.data.splits[part]) for part in setup.part.split("+"))
+        rows = setup.rows or self.feed_for(setup).count(setup.part)
         processes = world_size()
         if "per_device_train_batch_size" not in given:
             total = 64 if rows >= 512 else 16
@@ -295,6 +298,7 @@ class Lab:
         chosen = range(0, len(train), max(1, len(train) // TRAIN_SAMPLE))
         sample = train.select(chosen) if hasattr(train, "select") else Part(train, chosen)
         seen = trainer.predict(sample, metric_key_prefix="train")
+        row_losses = self.data.task.row_losses
         own = row_losses(seen.predictions, seen.label_ids)
         history = trainer.state.log_history
         return Outcome(
@@ -366,6 +370,10 @@ class Lab:
             if settings.selects(name, entry["stage"]) and stage in (None, entry["stage"])
         }
 
+    def left_out(self, what: str, reason: str) -> None:
+        """Say once that something cannot be tried on this task."""
+        self.show.once(f"       {what} is not tried: {reason}")
+
     def _report_folder(self, variant: Variant) -> Path:
         return self.folder / "experiments" / variant.key
 
@@ -388,13 +396,3 @@ class Lab:
             config={"recipe": dict(variant.settings), "stage": self.stage, "key": variant.key},
         ):
             yield
-
-    def _context(self) -> str:
-        """What all outcomes rest on: data, and the flags that are not this job's own affair."""
-        own = {"output_dir", "stages", "keep_going", "fail_on", "target_metric", "restart"}
-        own |= {"wandb_project", "report_to", "trials", "seeds", "config", "run_name", "use_cpu"}
-        shared: dict[str, str] = {}
-        for section in (self.options.model, self.options.data, self.options.training):
-            shared |= {k: str(v) for k, v in vars(section).items() if k in self.options.given - own}
-        text = json.dumps([__version__, self.data.fingerprint, shared], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]

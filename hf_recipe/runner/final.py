@@ -15,13 +15,10 @@ from hf_recipe.core.report import write_atomically
 from hf_recipe.instruments.compare import Variant
 from hf_recipe.instruments.distributed import from_rank_0
 from hf_recipe.runner.experiment import Lab
-from hf_recipe.runner.gates import wilson
 from hf_recipe.runner.journey import Journey
 from hf_recipe.runner.models import load_saved
-from hf_recipe.runner.pieces import row_losses
 from hf_recipe.runner.setup import Setup
 from hf_recipe.runner.tune_stage import student_of
-from hf_recipe.trainer.metrics import compute_metrics_for
 
 BOTH = "train+validation"
 
@@ -76,12 +73,10 @@ def _read(lab: Lab, variant: Variant) -> dict[str, Any]:
     trainer = Trainer(
         model=model,
         args=args,
-        data_collator=lab.feed.collate,
-        processing_class=lab.feed.processing_class,
-        compute_metrics=compute_metrics_for(lab.data.task, scale=lab.data.scale),
+        **lab.measured(lab.feed),
     )
     seen = trainer.predict(lab.feed.rows("test"))
-    losses = np.asarray(row_losses(seen.predictions, seen.label_ids))
+    losses = np.asarray(lab.data.task.row_losses(seen.predictions, seen.label_ids))
     shutil.rmtree(args.output_dir, ignore_errors=True)
     metrics = {k.removeprefix("test_"): float(v) for k, v in seen.metrics.items()}
     return {
@@ -94,10 +89,6 @@ def _read(lab: Lab, variant: Variant) -> dict[str, Any]:
 
 
 def _line(lab: Lab, name: str, result: dict[str, Any]) -> list[str]:
-    text = f"{result[lab.metric_name]:.4f}"
-    if lab.data.classes:
-        rows = result["rows"]
-        low, high = wilson(round(result["accuracy"] * rows), rows)
-        text += f" [{low:.4f}, {high:.4f}] of {rows}"
+    text = f"{result[lab.metric_name]:.4f}" + lab.data.task.interval(result)
     loss = f"{result['loss']:.4f} +- {result['loss_error']:.4f}"
     return [f"test: {name} ({result['parameters']:,} parameters)", loss, text, ""]

@@ -9,28 +9,18 @@ from hf_recipe.complexify.architectures import RUNGS, NextRung, ladder, table
 from hf_recipe.complexify.growth import climb
 from hf_recipe.core.exhibit import Answer
 from hf_recipe.instruments.compare import Gain, Outcome
-from hf_recipe.runner.feed import Feed
 from hf_recipe.runner.journey import Journey, train_loss
 from hf_recipe.runner.racing import judge, short
-
-SIZES = {"image": (0.5, 1.0, 1.5), "text": (0.5, 1.0), "numbers": (0.25, 0.5, 1.0)}
-WHAT = {"image": "side", "text": "length", "numbers": "columns"}
-
-
-def size_of(feed: Feed, share: float) -> str:
-    """A share of the input, in pixels, tokens or columns."""
-    if feed.data.kind == "image":
-        return f"{max(1, round(feed.shape[1] * share))} px"
-    if feed.data.kind == "text":
-        return f"{max(4, round(feed.max_length * share))} tokens"
-    return f"{max(1, round(feed.shape[0] * share))} of {feed.shape[0]}"
 
 
 def grow_input(journey: Journey, rate: float) -> None:
     """Grow the input one size at a time, briefly, at a constant rate; two seeds each."""
-    lab, kind = journey.lab, journey.lab.data.kind
-    shares = SIZES[kind] if not lab.pretrained else tuple(s for s in SIZES[kind] if s <= 1)
-    plain, seeds, what = short(journey.setup, rate), lab.seeds[:2], WHAT[kind]
+    lab, feed = journey.lab, journey.lab.feed
+    if not feed.sizes:
+        lab.left_out("the size of the input", feed.fixed)
+        return
+    shares = feed.sizes if not lab.pretrained else tuple(s for s in feed.sizes if s <= 1)
+    plain, seeds, what = short(journey.setup, rate), lab.seeds[:2], feed.size_name
 
     pool = Journey(lab, plain)  # brief runs pool with no others
 
@@ -39,9 +29,9 @@ def grow_input(journey: Journey, rate: float) -> None:
 
     def train(share: float) -> list[Any]:
         setup = plain.change(share=share)
-        return [lab.run(f"{what} {size_of(lab.feed, share)}", setup, seed) for seed in seeds]
+        return [lab.run(f"{what} {feed.size_of(share)}", setup, seed) for seed in seeds]
 
-    sizes = [(size_of(lab.feed, share), share) for share in shares]
+    sizes = [(feed.size_of(share), share) for share in shares]
     standing, rungs, grown = climb(train, sizes, what=what, gain=aside, metric_name=lab.metric_name)
     lab.report.exhibit(rungs)
     for growth in grown:
@@ -50,9 +40,9 @@ def grow_input(journey: Journey, rate: float) -> None:
         Answer(
             "How large an input is worth its cost?",
             "complexify",
-            f"{what} {size_of(lab.feed, standing)}: no larger one tried brought a gain beyond doubt"
+            f"{what} {feed.size_of(standing)}: no larger one tried brought a gain beyond doubt"
             if standing < shares[-1]
-            else f"{what} {size_of(lab.feed, standing)}, the largest tried",
+            else f"{what} {feed.size_of(standing)}, the largest tried",
             {growth.after: [growth.gain, growth.low, growth.high] for growth in grown},
         )
     )
@@ -67,7 +57,7 @@ def try_next_rung(journey: Journey, rate: float) -> None:
     if lab.pretrained or setup.model not in RUNGS[:-1] or lab.given:
         return
     begin = lab.options.model.architecture
-    rungs = ladder(lab.data.kind, len(lab.data.splits["train"]), begin)
+    rungs = ladder(lab.data.task.ladder(lab.data.kind), len(lab.data.splits["train"]), begin)
     upper = RUNGS[RUNGS.index(setup.model) + 1]
     if rungs[upper] == rungs[setup.model]:
         return

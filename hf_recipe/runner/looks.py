@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from hf_recipe.baselines.batch_search import find_batch_size
 from hf_recipe.baselines.batch_size import BatchSize
+from hf_recipe.baselines.determinism import answer as answer_of_runs
+from hf_recipe.baselines.determinism import check_determinism
 from hf_recipe.complexify.checkpoint_reload import CheckpointReload, check_checkpoint
-from hf_recipe.core.check import Probe
+from hf_recipe.core.check import Probe, Skip
 from hf_recipe.core.exhibit import Answer
 from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.compare import Gain
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from hf_recipe.runner.experiment import Lab
 
 BATCH_SECONDS = 4.0
+STEPS_TWICE = 2
 
 
 def examiner_of(lab: Lab) -> Examiner:
@@ -56,6 +59,20 @@ def largest_batch(examiner: Examiner, trainer: Any) -> None:
         fits = f"all {found.largest} rows" if found.bounded else f"{found.largest} rows"
         text = f"{fits} fit on a device; speed levels off at {found.knee}"
         examiner.report.answer(Answer("How large can a batch be?", "baselines", text))
+
+
+def same_twice(examiner: Examiner, trainer: Any) -> str:
+    """Whether two short runs from one seed agree, as an answer in the report; its text."""
+    trainer.create_optimizer()
+    subject = subject_of_trainer(trainer, fresh=True)
+    with quiet(trainer.model, trainer=trainer):
+        try:
+            outcome: Any = check_determinism(subject, steps=STEPS_TWICE)
+        except Skip as reason:
+            outcome = str(reason)
+    told = answer_of_runs(from_rank_0(outcome))
+    examiner.report.answer(told)
+    return told.answer
 
 
 def against_simplest(

@@ -187,7 +187,7 @@ def _quieten() -> None:
 def _announce(lab: Lab) -> None:
     data = lab.data
     sizes = ", ".join(f"{part} {len(data.splits[part])}" for part in data.splits)
-    lab.show.say(f"{data.name}: {data.task}, {sizes}")
+    lab.show.say(f"{data.name}: {data.task.name}, {sizes}")
 
 
 def _close(lab: Lab, journey: Journey) -> None:

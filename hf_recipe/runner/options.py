@@ -17,10 +17,13 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_recipe.core.finding import SEVERITIES, STAGES, Stage
+from hf_recipe.runner.examples import EXAMPLES
 from hf_recipe.runner.regularizers import NAMES, USUAL
 from hf_recipe.runner.regularizers import chosen as chosen_regularizers
-
-TASKS = ("image-classification", "sequence-classification", "regression")
+from hf_recipe.runner.tasks import TASKS
+from hf_recipe.runner.usage import UsageError as UsageError
+from hf_recipe.runner.usage import first_line as _first_line
+from hf_recipe.runner.usage import nearest
 
 RENAMED: Mapping[str, str] = {
     "evaluation_strategy": "--eval_strategy",
@@ -48,10 +51,6 @@ RENAMED: Mapping[str, str] = {
 }
 
 
-class UsageError(Exception):
-    """Something in what the user gave cannot work; the message is one line that names it."""
-
-
 @dataclass
 class ModelOptions:
     """The network. With none of these a small one is built from a config."""
@@ -76,12 +75,15 @@ class ModelOptions:
 class DataOptions:
     """The data. With none of these the bundled digits are used."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "A data set on the hub."})
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": f"A data set on the hub, or a bundled one: {', '.join(EXAMPLES)}."},
+    )
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "Its configuration, where it has several."}
     )
     train_file: str | None = field(
-        default=None, metadata={"help": "csv, json, jsonl or parquet; or a folder of images."}
+        default=None, metadata={"help": "csv, json, jsonl, parquet or txt; or a folder of images."}
     )
     validation_file: str | None = field(
         default=None, metadata={"help": "Without it a part of the training rows is kept apart."}
@@ -93,7 +95,8 @@ class DataOptions:
         default=None, metadata={"help": f"{', '.join(TASKS)}. Default: told from the columns."}
     )
     label_column: str | None = field(
-        default=None, metadata={"help": "Default: label, labels, target, class or y."}
+        default=None,
+        metadata={"help": "Default: label, labels, target, class or y; tags of words."},
     )
     text_column: str | None = field(default=None, metadata={"help": "Default: the longest text."})
     image_column: str | None = field(default=None, metadata={"help": "Default: the images."})
@@ -244,7 +247,7 @@ def _validate(options: Options) -> None:
         _require(str(error), ("usual", "all", *NAMES), "--regularizers")
     _require(recipe.fail_on, (*SEVERITIES, "never"), "--fail_on")
     if data.task is not None:
-        _require(data.task, TASKS, "--task")
+        _require(data.task, tuple(TASKS), "--task")
     if recipe.seeds < 2:
         raise UsageError(
             f"--seeds must be at least 2, or nothing can be decided; got {recipe.seeds}"
@@ -270,9 +273,7 @@ def _validate(options: Options) -> None:
 
 def _require(value: str, known: Sequence[str], flag: str) -> None:
     if value not in known:
-        near = difflib.get_close_matches(value, known, 1)
-        hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
-        raise UsageError(f"{flag}: unknown value {value!r}{hint}")
+        raise UsageError(f"{flag}: unknown value {value!r}{nearest(value, known)}")
 
 
 def _refuse_unknown(names: Sequence[str], known: set[str], prefix: str) -> None:
@@ -334,11 +335,6 @@ def _read_config(path: str, known: set[str]) -> list[str]:
         else:
             arguments.append(json.dumps(value) if isinstance(value, Mapping) else str(value))
     return arguments
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _is_number(text: str) -> bool:

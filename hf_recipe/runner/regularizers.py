@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hf_recipe.regularize.dropout import set_dropout, set_stochastic_depth
 
 if TYPE_CHECKING:
+    from hf_recipe.runner.experiment import Lab
     from hf_recipe.runner.journey import Journey
 
 # Real data comes first in the recipe: the stage asks what more of it would buy, on its own.
@@ -73,10 +74,10 @@ def proposal(name: str, journey: Journey) -> Try | str:
 
     lab, setup, first = journey.lab, journey.setup, journey.lab.start
     if name == "augmentation":
-        return Try("augmentation", {"augment": True})
+        return Try("augmentation", {"augment": True}) if lab.feed.changes else lab.feed.fixed
     if name == "simulated":
-        if lab.data.kind == "text" and not lab.data.classes:
-            return "texts of a regression have no class to take tokens from"
+        if not (_one_class(lab) or lab.data.kind == "numbers"):
+            return "rows without one class each have no rows of their class to be made of"
         return Try(f"{MADE_UP:.0%} simulated rows", {"simulated": MADE_UP})
     if name == "features":
         return _features(journey)
@@ -94,8 +95,8 @@ def proposal(name: str, journey: Journey) -> Try | str:
     if name == "weight-decay":
         return _more(setup.weight_decay, "weight_decay", f"weight decay {DECAY}", DECAY)
     if name == "label-smoothing":
-        if not lab.data.classes:
-            return "a regression has no classes to smooth"
+        if not _one_class(lab):
+            return "rows without one class each have none to smooth"
         name = f"label smoothing {SMOOTHING}"
         return _more(setup.label_smoothing, "label_smoothing", name, SMOOTHING)
     if name == "early-stopping":
@@ -103,6 +104,12 @@ def proposal(name: str, journey: Journey) -> Try | str:
     if setup.early_stopping:
         return "early stopping was kept: an average would reach back over its turn"
     return Try("averaged weights", {"average": True}, AVERAGED)
+
+
+def _one_class(lab: Lab) -> bool:
+    return lab.data.task.strata_of_rows(lab.feed, "train") is not None and (
+        lab.data.labels("train").ndim == 1
+    )
 
 
 def _more(now: float, field: str, what: str, value: float) -> Try | str:

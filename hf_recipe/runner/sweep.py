@@ -147,7 +147,7 @@ def _known_of_recipe(rate: float | None, asked: Any) -> Known:
     if rate is None and "learning_rate" in asked.given:
         rate = float(asked.training.learning_rate)
     if rate is None:
-        rate = RATES["pretrained" if pretrained else load(asked).kind]
+        rate = RATES["pretrained" if pretrained else _ladder(load(asked))]
     return Known(
         rate,
         pretrained,
@@ -156,6 +156,11 @@ def _known_of_recipe(rate: float | None, asked: Any) -> Known:
         asked.given,
         ("dropout",),
     )
+
+
+def _ladder(data: Any) -> str:
+    name: str = data.task.ladder(data.kind)
+    return name
 
 
 def _known_of_script(rate: float | None, rest: Sequence[str]) -> Known:

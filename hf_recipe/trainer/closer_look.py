@@ -13,6 +13,7 @@ from torch import nn
 
 from hf_recipe.baselines.modes import ModeWatch, TrainingModes
 from hf_recipe.baselines.optimizer_wiring import ParametersMoved, ParameterWatch
+from hf_recipe.baselines.step_gradient import RETRACE_STEP, STEPS, TRAIL, StepGradient, StepTrail
 from hf_recipe.catalogue import PROBES
 from hf_recipe.complexify.accumulates import GradientLeft, gradients_left
 from hf_recipe.complexify.batchnorm_ranks import RankStatistics, plain, statistics_of
@@ -36,6 +37,7 @@ from hf_recipe.instruments.batches import has_rows
 from hf_recipe.instruments.distributed import from_all_ranks, from_rank_0, world_size
 from hf_recipe.instruments.layers import LayerSamples, LayerWatch, looks_at
 from hf_recipe.instruments.margins import MarginWatch
+from hf_recipe.instruments.overrides import replaces
 from hf_recipe.instruments.record import Recorder
 from hf_recipe.instruments.subject import Plan, Subject
 from hf_recipe.instruments.window import Evaluation
@@ -65,6 +67,7 @@ class CloserLook:
         self.margins: MarginWatch | None = None  # of each training row's label
         self._model: nn.Module | None = None
         self._searched = False
+        self._trail: StepTrail | None = None
         self._prints: list[str] | None = None
         self._norms: Any = None  # BatchNorm's statistics as a forward pass began
         self._norm_hook: Any = None  # on all ranks from that step to the next flush
@@ -79,6 +82,7 @@ class CloserLook:
         self.planned = plan.total_steps if plan is not None else 0
         self._nth = 0
         self._parameters = self._layers = self._units = self._modes = None
+        self._trail = StepTrail() if self._retraces() else None
         if self.trainer is not None and self.examiner.judging((TrainingModes,)):
             self._modes = ModeWatch()
         self.margins = self._watch_margins(model, plan)
@@ -123,6 +127,14 @@ class CloserLook:
         watch = MarginWatch(len(data), half)
         watch.arm(model)
         return watch
+
+    def _retraces(self) -> bool:
+        """Whether steps are taken by a training_step that nobody here knows."""
+        if self.trainer is None or world_size() > 1 or self.trainer.args.n_gpu > 1:
+            return False
+        if not self.examiner.judging((StepGradient,)) or preflight.sharded(self.trainer):
+            return False
+        return not self._compiled() and replaces(self.trainer, "training_step")
 
     def finish(self, step: int) -> None:
         """The run is over: say what its first half told of the labels."""
@@ -185,8 +197,27 @@ class CloserLook:
 
     def before_update(self, optimizer: Any) -> None:
         """Gradients are complete and clipped."""
+        if self._trail is not None:
+            self._retrace(self._trail)
         if self._layers is not None and looks_at(self._step) and self._model is not None:
             self._layers.before(self._model, optimizer)
+
+    def micro_batch(self, inputs: Any) -> None:
+        """A micro-batch is about to run."""
+        if self._trail is not None and isinstance(inputs, Mapping):
+            self._trail.add(inputs)
+
+    def _retrace(self, trail: StepTrail) -> None:
+        norm = math.nan if self.recorder.norm is None else float(self.recorder.norm)
+        assert self._model is not None
+        trail.take(self._model, self._left_by_clipping(norm))
+        subject = preflight.subject_of_trainer(
+            self.trainer, fresh=False, dataloader=self.trainer.callback_handler.train_dataloader
+        )
+        subject.cache[TRAIL] = trail
+        guard = functools.partial(preflight.guard_of, subject)
+        self.examiner.examine(RETRACE_STEP, subject, guard, step=self._step)
+        self._trail = trail.next() if self._nth < STEPS[-1] else None
 
     def watching(self, model: Any) -> AbstractContextManager[None]:
         """A context around one micro-batch: reads the modules' modes in two of the first steps."""

@@ -203,6 +203,7 @@ class Seams:
                 self.first_step(inputs)
             if not recorder.micro_batches:
                 self.before_backward(inputs)
+            self.closer_look.micro_batch(inputs)
             margins = self.closer_look.margins
             if margins is not None:
                 margins.starts()
