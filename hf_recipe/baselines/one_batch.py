@@ -35,6 +35,7 @@ from hf_recipe.instruments.subject import Subject
 RATE, MOMENTUM, CLIP, WARMUP = 3e-2, 0.9, 1.0, 5
 LADDER = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 LADDER_STEPS = 15
+STILL_FALLING, MOST_ATTEMPTS = 0.8, 3  # of the loss a third of an attempt before
 NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
@@ -142,6 +143,11 @@ def _learn(subject: Subject, batch: Batch, max_steps: int) -> OneBatch:
             _put_back(model, trainable, weights)
             rate = _best_rate(subject, batch, trainable, weights)
             losses = _descend(subject, batch, trainable, rate, max_steps, goal)
+        # A mean over many small answers falls slowly: what still falls has not failed.
+        while goal < losses[-1] <= STILL_FALLING * losses[-max_steps // 3] and len(losses) <= (
+            MOST_ATTEMPTS * max_steps
+        ):
+            losses += _descend(subject, batch, trainable, rate, max_steps, goal)[1:]
     with torch.no_grad():
         loss, outputs = subject.compute_loss(batch.inputs, outputs=True)
         logits = logits_of(outputs)

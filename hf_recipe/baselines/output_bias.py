@@ -204,8 +204,8 @@ def output_bias_unset(
     # The scale of a target is unscaled-target's; sparse labels are what multi-label data is.
     mild = mild or gap.problem_type != SOFTMAX
     # Every language model begins with the frequencies of its words, every tagger with those of
-    # its tags; between even labels the
-    # gap is what freshly drawn weights lean to, which no prior explains.
+    # its tags; between even labels the gap is what freshly drawn weights lean to, which no prior
+    # explains.
     mild = mild or gap.task in UNEVEN_TASKS
     mild = mild or (gap.skew is not None and gap.skew <= smallest)
     unit = "squared units" if gap.problem_type == REGRESSION else "nats"

@@ -29,11 +29,17 @@ MOST_WEIGHTS = 50_000_000  # of models whose weights are kept twice more
 
 
 class _Averaging(WeightAveraging):
-    """An average over the last `SPAN` of the run."""
+    """An average over the last `SPAN` of the run; `stays`: the run ends with it."""
+
+    stays = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.decay = 1 - 1 / max(10.0, SPAN * state.max_steps)
         super().on_train_begin(args, state, control, **kwargs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.stays and self.count:
+            self.apply()
 
 
 class Beside(TrainerCallback):  # type: ignore[misc]
@@ -43,8 +49,14 @@ class Beside(TrainerCallback):  # type: ignore[misc]
         latest: gives the evaluation that has just been read.
     """
 
-    def __init__(self, trainer: Any, setup: Setup, latest: Callable[[], Evaluation | None]) -> None:
-        self.trainer, self.setup, self.latest = trainer, setup, latest
+    def __init__(
+        self,
+        trainer: Any,
+        setup: Setup,
+        average: WeightAveraging,
+        latest: Callable[[], Evaluation | None],
+    ) -> None:
+        self.trainer, self.setup, self.average, self.latest = trainer, setup, average, latest
         self.course: list[Evaluation] = []
         self.best = np.inf
         self.weights: dict[str, torch.Tensor] = {}
@@ -64,7 +76,6 @@ class Beside(TrainerCallback):  # type: ignore[misc]
     def add_to(
         self,
         end: Outcome,
-        average: WeightAveraging,
         measure: Callable[[Any, Setup, float], Outcome],
     ) -> Outcome:
         """`end`, with what was looked at beside it among its facts."""
@@ -76,8 +87,8 @@ class Beside(TrainerCallback):  # type: ignore[misc]
         stopped = self._stopped(end, again)
         if stopped is not None:
             found[STOPPED] = stopped
-        if average.count:
-            with average.weights():
+        if self.average.count:
+            with self.average.weights():
                 averaged = again()
             found[AVERAGED] = {**_facts(averaged), "row_losses": list(averaged.row_losses)}
         return replace(end, facts={**end.facts, "beside": found})
@@ -144,7 +155,7 @@ def _load(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
             value.copy_(weights[name])
 
 
-def look_beside(lab: Lab, trainer: Any, setup: Setup) -> tuple[Any, Beside | None]:
+def look_beside(lab: Lab, trainer: Any, setup: Setup) -> Beside | None:
     """Put on a Trainer what looks on for the ladder: an average, and the best evaluation.
 
     Only where a ladder may ask for it: in whole trainings of the stages that lead up to it.
@@ -155,14 +166,15 @@ def look_beside(lab: Lab, trainer: Any, setup: Setup) -> tuple[Any, Beside | Non
     asked = lab.stage in ("complexify", "regularize") and setup.epochs >= lab.start.epochs
     looks = whole and small and asked and not setup.average
     if not (looks or setup.average):
-        return None, None
+        return None
     average = _Averaging(trainer, rows=0)
     trainer.add_callback(average)
+    average.stays = setup.average
     if not looks:
-        return average, None
-    passing = Beside(trainer, setup, lambda: trainer.hf_recipe.evaluation.latest)
+        return None
+    passing = Beside(trainer, setup, average, lambda: trainer.hf_recipe.evaluation.latest)
     trainer.add_callback(passing)
-    return average, passing
+    return passing
 
 
 def shared_outcome(lab: Lab, setup: Setup, variant: Variant) -> Outcome | None:

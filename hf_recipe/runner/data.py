@@ -75,7 +75,8 @@ def load(options: Options) -> Data:
     Raises:
         UsageError: one line that names the file, column or value that cannot work.
     """
-    chosen, seed, best = options.data, int(options.training.seed), ""
+    chosen, seed = options.data, int(options.training.seed)
+    best: Mapping[str, str] = {}
     if chosen.train_file:
         parts, name = from_files(chosen), Path(chosen.train_file).stem
     elif chosen.dataset_name and chosen.dataset_name not in EXAMPLES:
@@ -95,7 +96,16 @@ def load(options: Options) -> Data:
     for part in ("train", "validation", "test"):
         if len(parts[part]) < 8:
             raise UsageError(f"{name}: only {len(parts[part])} rows in {part}; 8 are the least")
-    data = Data(name, task, read.kind, parts, read.inputs, read.targets, read.classes, best)
+    data = Data(
+        name,
+        task,
+        read.kind,
+        parts,
+        read.inputs,
+        read.targets,
+        read.classes,
+        best.get(task.name, ""),
+    )
     task.settle(data)
     return data
 
@@ -113,7 +123,7 @@ def _example(options: Options) -> Example:
         return EXAMPLES[chosen.dataset_name]
     if chosen.task is None:
         return EXAMPLES["digits"]
-    known = [example for example in EXAMPLES.values() if chosen.task in example.tasks]
+    known = [example for example in EXAMPLES.values() if chosen.task in example.best]
     if not known:
         raise UsageError(
             f"--task {chosen.task}: no rows are bundled for it; give --train_file or --dataset_name"

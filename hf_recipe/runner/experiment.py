@@ -10,7 +10,7 @@ import contextlib
 import copy
 import shutil
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,12 @@ from hf_recipe.regularize.augment import Augmentation
 from hf_recipe.runner.beside import look_beside, shared_outcome
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.feed import Feed
-from hf_recipe.runner.ledger import Ledger, command_line, context_of, git_state, tracked
-from hf_recipe.runner.looks import check_saved
+from hf_recipe.runner.kept import MOST, Kept
+from hf_recipe.runner.ledger import Ledger, command_line, git_state, tracked
+from hf_recipe.runner.looks import absorb, check_saved
 from hf_recipe.runner.made_up import training_rows
 from hf_recipe.runner.models import build, design_of, given_config
-from hf_recipe.runner.options import Options, split_list
+from hf_recipe.runner.options import Options, context_of, split_list
 from hf_recipe.runner.pieces import (
     Part,
     WholeEvaluation,
@@ -49,8 +50,10 @@ from hf_recipe.trainer.attach import attach, known_thresholds
 
 EVALUATIONS, TRAIN_SAMPLE = 6, 1024
 # by the ladder that a fresh network stands on
-RATES = {"image": 2e-3, "text": 5e-4, "numbers": 3e-3, "causal": 1e-3, "pretrained": 3e-5}
-EPOCHS = {"image": 20.0, "text": 8.0, "numbers": 30.0, "causal": 8.0, "pretrained": 3.0}
+RATES = {"image": 2e-3, "text": 5e-4, "numbers": 3e-3, "causal": 2e-3, "seq2seq": 2e-3}
+EPOCHS = {"image": 20.0, "text": 8.0, "numbers": 30.0, "causal": 8.0, "seq2seq": 8.0}
+RATES |= {"segmentation": 3e-3, "pretrained": 3e-5}
+EPOCHS |= {"segmentation": 20.0, "pretrained": 3.0}
 
 
 class Lab:
@@ -61,6 +64,8 @@ class Lab:
         stage: which stage is at work.
         fields: what each input field is worth to the latest model that was watched; stored form.
     """
+
+    KEPT = MOST  # models whose weights stay
 
     def __init__(self, options: Options, data: Data, folder: Path, show: Show) -> None:
         self.options, self.data, self.folder, self.show = options, data, folder, show
@@ -74,10 +79,11 @@ class Lab:
         self.stage: Stage = "data"
         self.metric_name = data.task.metric
         self.group = time.strftime("recipe-%Y%m%d-%H%M%S")
-        self.context = context_of(options, data)
+        self.context = context_of(options, data.fingerprint)
         self.ledger = Ledger(folder / "experiments.csv", command_line(), git_state())
         self.bias = ""
         self.fields: Any = None
+        self.kept = Kept(folder / "models" / self.context, self.KEPT)
         self._watched: set[str] = set()
         self._train = remembered(self._experiment, folder / "outcomes" / self.context)
 
@@ -97,13 +103,17 @@ class Lab:
         """Where the recipe begins: the user's flags, or defaults that suit the input."""
         args, given = self.options.training, self.options.given
         kind = "pretrained" if self.pretrained else self.data.task.ladder(self.data.kind)
-        rate = args.learning_rate if "learning_rate" in given else RATES[kind]
-        epochs = args.num_train_epochs if "num_train_epochs" in given else EPOCHS[kind]
+        decays = "lr_scheduler_type" in given
+        usual = RATES[kind] if decays else RATES[kind] / 2  # what a line to zero is in the mean
+        rate = args.learning_rate if "learning_rate" in given else usual
+        long = EPOCHS[kind] * (1.0 if self.pretrained else self.data.task.patience)
+        epochs = args.num_train_epochs if "num_train_epochs" in given else long
         return Setup(
             "base",
             float(rate),
             float(epochs),
-            schedule=str(SchedulerType(args.lr_scheduler_type).value),
+            # decay is tuned at the very end
+            schedule=str(SchedulerType(args.lr_scheduler_type).value) if decays else "constant",
             weight_decay=float(args.weight_decay),
             dropout=float(self.options.model.dropout),
             label_smoothing=float(args.label_smoothing_factor),
@@ -148,27 +158,32 @@ class Lab:
         if shared is not None:
             return shared
         args = self.arguments(setup, variant)
-        with self._tracking(variant, args), self.show.training(variant.change) as progress:
+        with self._tracking(variant), self.show.training(variant.change) as progress:
             trainer = self.trainer(setup, args)
             if progress is not None:
                 trainer.add_callback(progress)
             recipe = self._watch(trainer, setup, variant)
-            average, passing = look_beside(self, trainer, setup)
+            passing = look_beside(self, trainer, setup)
             began = time.perf_counter()
             trainer.train()
-            seconds = time.perf_counter() - began
-            if setup.average and average is not None:
-                average.apply()
-            outcome = self._measure(trainer, setup, seconds)
-            if passing is not None and average is not None:
-                outcome = passing.add_to(outcome, average, self._measure)
+            outcome = self._measure(trainer, setup, time.perf_counter() - began)
+            if passing is not None:
+                outcome = passing.add_to(outcome, self._measure)
             if variant.key in self._watched and setup.share == 1:
                 use = plain(worth_of_fields(trainer, self.data.inputs))
                 outcome = replace(outcome, facts={**outcome.facts, "fields": use})
+            if setup.teacher and setup.part == "train":
+                from hf_recipe.tune.teacher_gain import fidelity
+
+                arrived = fidelity(trainer)[0].values()
+                outcome = replace(outcome, facts={**outcome.facts, "fidelity": arrived})
             recipe.detach()
         if setup.keep:
             trainer.save_model(str(self.model_path(variant)))
             check_saved(self, trainer, self.model_path(variant))
+        elif self.kept.wants(variant, outcome.loss):
+            trainer.save_model(str(self.model_path(variant)))
+            self.kept.add(variant, outcome.loss)
         if self.leads:
             shutil.rmtree(args.output_dir, ignore_errors=True)
         return outcome
@@ -178,16 +193,14 @@ class Lab:
         return self.folder / "outcomes" / self.context / f"{variant.key}.json"
 
     def model_path(self, variant: Variant) -> Path:
-        """Where the weights of an experiment with ``keep=True`` lie."""
-        return self.folder / "models" / variant.key
+        """Where the weights of an experiment lie, if they are kept."""
+        return self.kept.place(variant)
 
     def trainer(self, setup: Setup, args: Any) -> Trainer:
         """A Trainer for `setup`, its model freshly drawn."""
         set_seed(args.seed)
         feed = self.feed_for(setup)
-        model = build(
-            self.data, feed, self.options, setup.model, setup.dropout, depth_drop=setup.depth
-        )
+        model = build(self.data, feed, self.options, setup.model, setup.dropout, setup.depth)
         if not self.pretrained:
             self.bias = self._init_well(model, feed)
         common: dict[str, Any] = {
@@ -242,8 +255,8 @@ class Lab:
             total = 64 if rows >= 512 else 16
             args.per_device_train_batch_size = max(1, total // processes)
             args.per_device_eval_batch_size = max(1, 256 // processes)
-        batch = round(setup.batch * args.per_device_train_batch_size)
-        args.per_device_train_batch_size = max(1, batch)
+        each = args.per_device_train_batch_size
+        args.per_device_train_batch_size = max(1, round(setup.batch * each))
         batch = args.per_device_train_batch_size * processes * args.gradient_accumulation_steps
         if "dataloader_drop_last" not in given and rows >= 8 * batch:
             args.dataloader_drop_last = True  # every step the same size, on one process or many
@@ -258,7 +271,7 @@ class Lab:
         args.seed = args.data_seed = variant.seed
         args.average_tokens_across_devices = False  # the loss is each process's own mean
         args.output_dir = str(self.folder / "runs" / variant.key)
-        args.run_name = variant.change
+        args.run_name = f"{variant.change} (seed {variant.seed})"
         args.eval_strategy, args.eval_steps = IntervalStrategy.STEPS, max(1, total // EVALUATIONS)
         args.logging_strategy, args.logging_steps = IntervalStrategy.STEPS, max(1, total // 20)
         args.save_strategy = SaveStrategy.NO
@@ -267,7 +280,9 @@ class Lab:
             args.load_best_model_at_end, args.save_total_limit = True, 1
             args.metric_for_best_model, args.greater_is_better = "eval_loss", False
         args.disable_tqdm = True
-        args.report_to = ["wandb"] if self._tracks else []
+        args.report_to = self.trackers
+        if "project" not in given:
+            args.project = self.options.recipe.wandb_project
         if args.device.type == "cpu":
             args.dataloader_pin_memory = False
         return args
@@ -336,18 +351,7 @@ class Lab:
 
     def absorb(self, seen: Report) -> None:
         """Take in what another report ran, skipped and crashed on; not its findings."""
-        wanted = {name for name in seen.ran if name in self.chosen()}
-        for name in wanted:
-            known = self.report.ran.setdefault(name, [])
-            known += [moment for moment in seen.ran[name] if moment not in known]
-            self.report.skipped.pop(name, None)
-        for name, reason in seen.skipped.items():
-            if name not in self.report.ran and name in self.chosen():
-                self.report.skipped.setdefault(name, reason)
-        self.report.crashed |= {k: v for k, v in seen.crashed.items()}
-        self.report.explains |= seen.explains
-        self.report.environment |= seen.environment
-        self.report.measurements += [m for m in seen.measurements if m.moment == "dataset"]
+        absorb(self.report, seen, self.chosen())
 
     def settings(self) -> Settings:
         """What the user selected."""
@@ -378,21 +382,19 @@ class Lab:
         return self.folder / "experiments" / variant.key
 
     @property
-    def _tracks(self) -> bool:
+    def trackers(self) -> list[str]:
+        """Where the experiments' curves go."""
         if "report_to" in self.options.given:
-            return "wandb" in self.options.training.report_to
-        return True
+            return list(self.options.training.report_to)
+        return ["wandb"]
 
-    @contextlib.contextmanager
-    def _tracking(self, variant: Variant, args: Any) -> Iterator[None]:
-        if not (self._tracks and self.leads):
-            yield
-            return
-        with tracked(
+    def _tracking(self, variant: Variant) -> AbstractContextManager[Any]:
+        if not ("wandb" in self.trackers and self.leads):
+            return contextlib.nullcontext()
+        return tracked(
             project=self.options.recipe.wandb_project,
             group=self.group,
             name=f"{self.stage}: {variant.change} (seed {variant.seed})",
             folder=self.folder,
             config={"recipe": dict(variant.settings), "stage": self.stage, "key": variant.key},
-        ):
-            yield
+        )

@@ -164,9 +164,9 @@ class Feed:
 class ImageFeed(Feed):
     """Pictures, small enough to be held in memory as bytes."""
 
-    sizes = (0.5, 1.0, 1.5)
+    sizes: tuple[float, ...] = (0.5, 1.0, 1.5)
     size_name = "side"
-    changes = (Move(),)
+    changes: tuple[Change, ...] = (Move(),)
 
     def size_of(self, share: float) -> str:
         return f"{max(1, round(self.shape[1] * share))} px"

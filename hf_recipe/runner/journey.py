@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ class Journey:
         rows: the last table: what, validation loss, metric, seconds.
         trained: losses of all trainings compared so far, (seeds, rows) each, by what they are of.
         simplest: outcomes of the simplest model, once the baselines are there.
+        teachers: folders of the models that the student has learned from.
     """
 
     lab: Lab
@@ -29,6 +31,7 @@ class Journey:
     rows: list[list[str]] = field(default_factory=list)
     trained: dict[tuple[str, str], np.ndarray[Any, Any]] = field(default_factory=dict)
     simplest: list[Outcome] = field(default_factory=list)
+    teachers: list[Path] = field(default_factory=list)
 
     def outcomes(self, change: str, setup: Setup, *, watch: bool = False) -> list[Outcome]:
         """`setup` trained with every seed; with `watch` the first is reported on in full."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import json
 import netrc
 import os
@@ -14,15 +13,10 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlparse
 
-from hf_recipe import __version__
 from hf_recipe.instruments.compare import Outcome, Variant
-
-if TYPE_CHECKING:
-    from hf_recipe.runner.data import Data
-    from hf_recipe.runner.options import Options
 
 COLUMNS = (
     "number",
@@ -101,24 +95,6 @@ class Ledger:
             return []
         with self.path.open(newline="", encoding="utf-8") as file:
             return [row for row in csv.DictReader(file) if row.get("key")]
-
-
-# flags that are this job's own affair: outcomes do not rest on them
-OWN = frozenset(
-    (
-        *("output_dir", "stages", "keep_going", "fail_on", "target_metric", "restart", "use_cpu"),
-        *("wandb_project", "report_to", "trials", "seeds", "config", "run_name"),
-    )
-)
-
-
-def context_of(options: Options, data: Data) -> str:
-    """A short name of all that outcomes rest on: the data, and the flags that bear on them."""
-    shared: dict[str, str] = {}
-    for section in (options.model, options.data, options.training):
-        shared |= {k: str(v) for k, v in vars(section).items() if k in options.given - OWN}
-    text = json.dumps([__version__, data.fingerprint, shared], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def git_state() -> str:

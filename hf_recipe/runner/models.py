@@ -39,7 +39,6 @@ def build(
     options: Options,
     size: str,
     dropout: float,
-    *,
     depth_drop: float = 0.0,
 ) -> Any:
     """A model for `data`; draw it right after the seed was set.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from hf_recipe import __version__
 from hf_recipe.core.finding import SEVERITIES, STAGES, Stage
 from hf_recipe.runner.examples import EXAMPLES
 from hf_recipe.runner.regularizers import NAMES, USUAL
@@ -230,6 +232,22 @@ def parse(arguments: Sequence[str]) -> Options:
     options = Options(model, data, recipe, training, given - {"config"}, tuple(arguments))
     _validate(options)
     return options
+
+
+def context_of(options: Options, fingerprint: str) -> str:
+    """What all outcomes rest on: data, and the flags that are not the job's own affair.
+
+    Args:
+        fingerprint: of the data.
+    """
+    own = {"output_dir", "stages", "keep_going", "fail_on", "target_metric", "restart"}
+    own |= {"wandb_project", "report_to", "trials", "seeds", "config", "run_name", "use_cpu"}
+    own |= {"project"}
+    shared: dict[str, str] = {}
+    for section in (options.model, options.data, options.training):
+        shared |= {k: str(v) for k, v in vars(section).items() if k in options.given - own}
+    text = json.dumps([__version__, fingerprint, shared], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def split_list(text: str | None) -> tuple[str, ...]:

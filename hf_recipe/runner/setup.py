@@ -18,7 +18,7 @@ class Setup:
         schedule: a name of transformers' schedules.
         warmup: share of the steps.
         part: which rows to learn from: "train" or "train+validation".
-        teacher: folder of a saved model to learn from; "" for none.
+        teacher: folders of saved models to learn from (`runner.distil.together`); "" for none.
         keep: whether the weights are saved.
         share: of the input that is used: of a picture's side, a text's length, the columns.
         clip: where gradients are clipped; 0: as the user's flags say.

@@ -12,7 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
+from transformers.modeling_outputs import (
+    QuestionAnsweringModelOutput,
+    SemanticSegmenterOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 
 Tensor = torch.Tensor
 
@@ -145,3 +150,91 @@ class SimpleForMaskedLM(_OfTokens):
             around[:, step:] += words[:, :-step]
             around[:, :-step] += words[:, step:]
         return around / 4
+
+
+class SimpleSeq2Seq(_OfTokens):
+    """The next word of the target out of the one before it and the mean of the source's words."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+    ) -> TokenClassifierOutput:
+        """Logits (rows, target positions, words), and the mean loss where `labels` are given."""
+        if decoder_input_ids is None:
+            if labels is None:
+                raise ValueError("SimpleSeq2Seq needs labels or decoder_input_ids")
+            decoder_input_ids = F.pad(labels.clamp(min=0)[:, :-1], (1, 0))
+        words = self.words(input_ids)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        weight = mask.unsqueeze(-1).to(words.dtype)
+        source = (words * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
+        logits = self.classifier(self.words(decoder_input_ids) + source)
+        loss = None if labels is None else self.loss_of(logits, labels)
+        return TokenClassifierOutput(loss=loss, logits=logits)
+
+
+class SimpleForQuestionAnswering(_OfTokens):
+    """Whether an answer begins or ends at a word, out of that word alone."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+    ) -> QuestionAnsweringModelOutput:
+        """Logits (rows, positions) of the start and of the end, and their mean loss."""
+        logits = self.classifier(self.words(input_ids))
+        if attention_mask is not None:
+            logits = logits.masked_fill(attention_mask.unsqueeze(-1) == 0, -1e4)
+        first, last = logits.unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = F.cross_entropy(first, start_positions) + F.cross_entropy(last, end_positions)
+            loss = loss / 2
+        return QuestionAnsweringModelOutput(loss=loss, start_logits=first, end_logits=last)
+
+
+class SimpleForMultipleChoice(_OfTokens):
+    """A score for each choice, out of the mean of its words and the prompt's."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> TokenClassifierOutput:
+        """Logits (rows, choices), and the mean loss where `labels` are given."""
+        words = self.words(input_ids)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        weight = mask.unsqueeze(-1).to(words.dtype)
+        mean = (words * weight).sum(2) / weight.sum(2).clamp(min=1)
+        logits = self.classifier(mean).squeeze(-1)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return TokenClassifierOutput(loss=loss, logits=logits)
+
+
+class SimpleForSemanticSegmentation(PreTrainedModel):  # type: ignore[misc]
+    """A pixel's class out of its colour."""
+
+    config_class = SimpleConfig
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: SimpleConfig) -> None:
+        super().__init__(config)
+        self.classifier = nn.Conv2d(config.size, config.num_labels, 1)
+        self.post_init()
+
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None
+    ) -> SemanticSegmenterOutput:
+        """Logits (rows, classes, height, width), and the mean loss where `labels` are given."""
+        logits = self.classifier(pixel_values)
+        loss = None
+        if labels is not None:
+            ignored = self.config.semantic_loss_ignore_index
+            loss = F.cross_entropy(logits, labels, ignore_index=ignored)
+        return SemanticSegmenterOutput(loss=loss, logits=logits)

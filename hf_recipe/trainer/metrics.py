@@ -130,9 +130,30 @@ class MultiLabelF1(_Metric):
         }
 
 
+class MeanIoU(_Metric):
+    """Mean over classes of intersection over union, and the share of pixels that are right.
+
+    A class that neither holds is left out of the mean.
+    """
+
+    summary = "Mean over classes of intersection over union, and accuracy."
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        seen, true = np.asarray(predictions), np.asarray(references)
+        each = []
+        for k in np.union1d(seen, true):
+            shared = float(np.sum((seen == k) & (true == k)))
+            each.append(shared / float(np.sum((seen == k) | (true == k))))
+        return {
+            "mean_iou": float(np.mean(each)) if each else 0.0,
+            "accuracy": float(np.mean(seen == true)) if len(true) else 0.0,
+        }
+
+
 METRICS: Mapping[str, tuple[type[_Metric], ...]] = {
     "image-classification": (Accuracy, F1, Matthews),
     "sequence-classification": (Accuracy, F1, Matthews),
+    "multiple-choice": (Accuracy,),
     "regression": (MeanSquaredError, RSquared),
 }
 

@@ -125,6 +125,6 @@ def test_the_advice_says_what_this_run_has():
 
 
 def test_a_model_without_dropout_is_told():
-    run = circumstances.Circumstances(rows=100, parameters=10, dropouts=0)
-    told = circumstances.advice({circumstances.Circumstances.kind(): run}, 5)
+    run = Circumstances(rows=100, parameters=10, dropouts=0)
+    told = advice({Circumstances.kind(): run}, 5)
     assert "dropout (this model has none)" in told

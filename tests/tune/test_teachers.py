@@ -11,6 +11,7 @@ from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.batches import rows_of_trainer
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.subject import Subject, trainer_loss
+from hf_recipe.runner.models import SimpleConfig, SimpleModel
 from hf_recipe.tune import teacher_gain, teacher_weight, teachers
 from hf_recipe.tune.distillation import DistillationTrainer
 from hf_recipe.tune.ensemble import Ensemble
@@ -338,3 +339,23 @@ def test_an_ensemble_averages_probabilities_and_teaches(tmp_path):
         Ensemble([])
     with pytest.raises(ValueError, match="2 members need as many weights"):
         Ensemble(members[:2], [1.0])
+
+
+def test_a_trainer_keeps_the_columns_that_members_take(tmp_path):
+    torch.manual_seed(0)
+    members = [SimpleModel(SimpleConfig("image", 16, num_labels=3)) for _ in range(2)]
+    ensemble = copy.deepcopy(Ensemble(members))
+    draw = torch.Generator().manual_seed(0)
+    rows = [
+        {"pixel_values": torch.randn(1, 4, 4, generator=draw), "labels": i % 3, "row": i}
+        for i in range(6)
+    ]
+    seen = Trainer(ensemble, arguments(tmp_path, remove_unused_columns=True)).predict(Rows(rows))
+    assert seen.label_ids.tolist() == [0, 1, 2, 0, 1, 2]
+    pixels = torch.stack([row["pixel_values"] for row in rows])
+    with torch.no_grad():
+        mean = sum(m(pixel_values=pixels).logits.softmax(-1) for m in ensemble.members) / 2
+    torch.testing.assert_close(torch.tensor(seen.predictions).softmax(-1), mean)
+    ensemble.members[0].classifier.weight.data.mul_(3)  # a copy answers by its own members
+    again = Trainer(ensemble, arguments(tmp_path)).predict(Rows(rows))
+    assert abs(again.predictions - seen.predictions).max() > 1e-3

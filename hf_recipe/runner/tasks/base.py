@@ -72,12 +72,14 @@ class Task(ABC):
         name: as ``--task`` has it.
         metric: the one that is shown beside the loss; one of those that `metrics_of` computes.
         feeds: how rows are made, by the kind of input; its keys are the kinds it takes.
+        patience: how many times the epochs of its ladder a fresh network is given.
         counted: whether n-gram models or a counting tagger stand beside the simplest model.
     """
 
     name: ClassVar[str]
     metric: ClassVar[str]
     feeds: ClassVar[Mapping[str, type[Feed]]]
+    patience: ClassVar[float] = 1.0
     counted: ClassVar[bool] = False
 
     # ------------------------------------------------------------ data

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
-from transformers import AutoModelForCausalLM, DataCollatorForTokenClassification, GPT2Config
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    DataCollatorForTokenClassification,
+    GPT2Config,
+)
 
 from hf_recipe.complexify.architectures import Design
+from hf_recipe.regularize.augment import Change, Values
 from hf_recipe.runner import columns
 from hf_recipe.runner.columns import Parts
 from hf_recipe.runner.feed import Feed, TextFeed
-from hf_recipe.runner.simple import SimpleConfig, SimpleForCausalLM
-from hf_recipe.runner.tasks.base import IGNORED, Read, TokenTask
+from hf_recipe.runner.simple import SimpleConfig, SimpleForCausalLM, SimpleForMaskedLM
+from hf_recipe.runner.tasks.base import IGNORED, Read, TokenTask, bert_config
 from hf_recipe.runner.usage import UsageError
 from hf_recipe.trainer.metrics import Accuracy
 
@@ -158,6 +166,86 @@ class CausalLM(LanguageTask):
     def simplest(self, feed: Feed, head: Mapping[str, Any]) -> Any:
         size = feed.shape[0]
         return SimpleForCausalLM(SimpleConfig("text", size, 0, num_labels=size))
+
+
+class MaskedFeed(DocumentFeed):
+    """Documents of which some tokens are masked, the same ones at every reading.
+
+    Drawing other masks at every step is left to the training's augmentation (`Remask`): so
+    baselines see fixed rows, and evaluations can be paired.
+    """
+
+    def _tokenizer(self, folder: Any) -> Any:
+        tokenizer = super()._tokenizer(folder)
+        if tokenizer.mask_token_id is None:
+            raise UsageError("--task masked-lm needs a tokenizer with a mask token")
+        return tokenizer
+
+    def _changes(self) -> tuple[Change, ...]:
+        tokenizer = self.processing_class
+        return (Remask(tokenizer.mask_token_id, tuple(tokenizer.all_special_ids), self.shape[0]),)
+
+    def _make(self, part: str) -> datasets.Dataset:
+        columns = self.encode(part, self.max_length)
+        (remask,) = self._changes()
+        masked, labels = [], []
+        for number, ids in enumerate(columns["input_ids"]):
+            row = torch.tensor([ids])
+            draw = torch.Generator().manual_seed(number)
+            batch = remask({"input_ids": row, "labels": torch.full_like(row, IGNORED)}, draw)
+            masked.append(batch["input_ids"][0].tolist())
+            labels.append(batch["labels"][0].tolist())
+        return datasets.Dataset.from_dict({**columns, "input_ids": masked, "labels": labels})
+
+
+@dataclass(frozen=True)
+class Remask:
+    """Masks other tokens of a batch (Liu et al. 2019), as Devlin et al. 2019 do it.
+
+    Of the chosen tokens 8 in 10 are masked, 1 in 10 becomes a random one, 1 in 10 stays.
+
+    Args:
+        mask: id of the mask token.
+        special: ids that are never chosen.
+        vocabulary: how many ids there are.
+        share: of tokens that are chosen, one of each row at least.
+    """
+
+    mask: int
+    special: tuple[int, ...]
+    vocabulary: int
+    share: float = 0.15
+
+    def __call__(self, batch: Values, draw: torch.Generator) -> Values:
+        ids, labels = batch["input_ids"], batch["labels"]
+        ids = torch.where(labels != IGNORED, labels, ids)
+        free = ~torch.isin(ids, torch.tensor(self.special, device=ids.device))
+        lots = torch.rand(ids.shape, generator=draw).to(ids.device).masked_fill(~free, 2.0)
+        chosen = free & ((lots < self.share) | (lots == lots.min(1, keepdim=True).values))
+        fate = torch.rand(ids.shape, generator=draw).to(ids.device)
+        other = torch.randint(self.vocabulary, ids.shape, generator=draw).to(ids.device)
+        made = ids.masked_fill(chosen & (fate < 0.8), self.mask)
+        made = torch.where(chosen & (fate >= 0.9), other, made)
+        return {**batch, "input_ids": made, "labels": ids.masked_fill(~chosen, IGNORED)}
+
+
+class MaskedLM(LanguageTask):
+    """Tokens that are masked, out of those on both sides."""
+
+    name = "masked-lm"
+    feeds = {"text": MaskedFeed}
+    item = "masked token"
+    patience = 3.0
+
+    def auto(self, kind: str) -> Any:
+        return AutoModelForMaskedLM
+
+    def config(self, feed: Feed, design: Design, dropout: float, head: Mapping[str, Any]) -> Any:
+        return bert_config(feed, design, dropout, head)
+
+    def simplest(self, feed: Feed, head: Mapping[str, Any]) -> Any:
+        size = feed.shape[0]
+        return SimpleForMaskedLM(SimpleConfig("text", size, 0, num_labels=size))
 
 
 def _token(tokenizer: Any, *names: str) -> int | None:
