@@ -24,6 +24,10 @@ class Setup:
         clip: where gradients are clipped; 0: as the user's flags say.
         rows: how many rows of `part` to learn from, all classes alike; 0: all.
         without: numbers of the columns that are hidden, as "0,3".
+        depth: rate at which the deepest residual path is dropped.
+        batch: share of the batch's usual size.
+        simulated: share of made-up rows in the training set.
+        average: whether the model ends with averaged weights.
     """
 
     model: str
@@ -43,6 +47,10 @@ class Setup:
     clip: float = 0.0
     rows: int = 0
     without: str = ""
+    depth: float = 0.0
+    batch: float = 1.0
+    simulated: float = 0.0
+    average: bool = False
 
     def change(self, **changes: Any) -> Setup:
         return replace(self, **changes)
