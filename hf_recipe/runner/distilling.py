@@ -65,7 +65,8 @@ def _teachers(journey: Journey) -> list[Path]:
     if len(folders) == 1:
         return folders
     single, averaged = (
-        predict(lab, journey.setup, load_together(together(some)), "validation") for some in (folders[:1], folders)
+        predict(lab, journey.setup, load_together(together(some)), "validation")
+        for some in (folders[:1], folders)
     )
     gain = paired_gain([single["row_losses"]], [averaged["row_losses"]])
     _note_ensemble(journey, averaged, gain, len(folders))
