@@ -44,16 +44,11 @@ from hf_recipe.runner.pieces import (
     note_of,
     worth_of_fields,
 )
-from hf_recipe.runner.setup import Setup
+from hf_recipe.runner.setup import EPOCHS, RATES, Setup
 from hf_recipe.runner.show import Show
 from hf_recipe.trainer.attach import attach, known_thresholds
 
 EVALUATIONS, TRAIN_SAMPLE = 6, 1024
-# by the ladder that a fresh network stands on
-RATES = {"image": 2e-3, "text": 5e-4, "numbers": 3e-3, "causal": 2e-3, "seq2seq": 2e-3}
-EPOCHS = {"image": 20.0, "text": 8.0, "numbers": 30.0, "causal": 8.0, "seq2seq": 8.0}
-RATES |= {"segmentation": 3e-3, "pretrained": 3e-5}
-EPOCHS |= {"segmentation": 20.0, "pretrained": 3.0}
 
 
 class Lab:

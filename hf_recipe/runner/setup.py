@@ -7,6 +7,16 @@ from typing import Any
 
 from hf_recipe.instruments.compare import Variant
 
+# Where a fresh network begins, by the ladder that it stands on; and a checkpoint.
+RATES = {
+    **{"image": 2e-3, "text": 5e-4, "numbers": 3e-3, "causal": 2e-3, "seq2seq": 2e-3},
+    **{"segmentation": 3e-3, "pretrained": 3e-5},
+}
+EPOCHS = {
+    **{"image": 20.0, "text": 8.0, "numbers": 30.0, "causal": 8.0, "seq2seq": 8.0},
+    **{"segmentation": 20.0, "pretrained": 3.0},
+}
+
 
 @dataclass(frozen=True)
 class Setup:
