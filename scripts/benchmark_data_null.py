@@ -4,15 +4,14 @@
 
 Under the null: labels that nothing tells, variation that goes with nothing, splits drawn alike,
 labels without noise. A claim there is false; each kind may be at most one in twenty. The p-values
-themselves are counted too: at most 5 % of them lie under 0.05, by more than two standard errors
-of the count. Clean sets of text, numbers and images raise no alarm at all. Then the same
-questions with a planted answer, over as many seeds. Exits 1 when a target is missed.
+themselves are counted too: no more of them lie under 0.05 than 5 % would give in 99 of 100 counts.
+Clean sets of text, numbers and images raise no alarm at all. Then the same questions with a
+planted answer, over as many seeds. Exits 1 when a target is missed.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections import defaultdict
@@ -51,15 +50,27 @@ class Tally:
         """Count trials; `hits` are those that the name speaks of."""
         self.hits[name] += map(bool, hits)
 
-    def record(self, figures: Figures, *, most: float | None = None, least: float | None = None,
-               slack: float = 0.0) -> None:  # fmt: skip
-        """Every name's share of hits; `slack` standard errors are granted to a rate of `most`."""
+    def record(
+        self,
+        figures: Figures,
+        *,
+        most: float | None = None,
+        least: float | None = None,
+        counted: bool = False,
+    ) -> None:
+        """Every name's share of hits.
+
+        Args:
+            counted: `most` is a chance: as many hits are granted as it gives in 99 of 100 counts.
+        """
+        from scipy.stats import binom
+
         for name, hits in ((n, h) for n, h in self.hits.items() if h):
             bound = most
-            if most is not None and slack:
-                bound = most + slack * math.sqrt(most * (1 - most) / len(hits))
-            figures.record(name, float(np.mean(hits)), most=bound, least=least,
-                           note=f"of {len(hits):,}")  # fmt: skip
+            if most is not None and counted:
+                bound = float(binom.ppf(0.99, len(hits), most)) / len(hits)
+            note = f"of {len(hits):,}"
+            figures.record(name, float(np.mean(hits)), most=bound, least=least, note=note)
 
 
 # ---------------------------------------------------------------------------- nothing there
@@ -269,7 +280,7 @@ def main() -> int:
         planted_answers(seed, right)
         print(f"seed {seed} is done", file=sys.stderr, flush=True)
     false.record(figures, most=MOST_FALSE)
-    low.record(figures, most=MOST_FALSE, slack=2.0)
+    low.record(figures, most=MOST_FALSE, counted=True)
     alarmed.record(figures, most=0.0)
     right.record(figures, least=0.9)
     for name, errors in apart.items():

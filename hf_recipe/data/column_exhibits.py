@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from hf_recipe.core.exhibit import Curve, Exhibit, Line, Table
+from hf_recipe.data.audio import audio_table, is_audio
 from hf_recipe.data.column_numbers import Columns
 from hf_recipe.data.source import Roles, Source
 from hf_recipe.data.summaries import Summary
@@ -80,8 +81,11 @@ def distributions(seen: Mapping[str, Mapping[str, Summary]], roles: Roles) -> It
 def split_exhibits(
     source: Source, summaries: Mapping[str, Summary], roles: Roles
 ) -> Iterator[Exhibit]:
-    """The commonest values of a split, and its columns by class."""
+    """The commonest values of a split, its recordings, and its columns by class."""
     yield from _commonest(source, summaries)
+    for name in summaries:
+        if is_audio(source, name):
+            yield audio_table(source, name)
     if roles.label is not None and roles.label in summaries:
         yield from _by_class(source, summaries, roles.label)
 
@@ -90,7 +94,7 @@ def _commonest(source: Source, summaries: Mapping[str, Summary]) -> Iterator[Tab
     """The values that occur most, where some repeat; they stay on this machine."""
     rows: list[tuple[Any, ...]] = []
     for name, summary in summaries.items():
-        if summary.kind in ("image", "other", "numbers"):
+        if summary.kind in ("image", "audio", "other", "numbers"):
             continue
         told = summary.commonest(COMMONEST)
         values = _cells(source, name, [row for row, _ in told])

@@ -57,7 +57,7 @@ def student_of(journey: Journey) -> Setup:
 def _teachers(journey: Journey) -> list[Path]:
     """The best runs, whose predictions are averaged; the best alone where that is worse."""
     lab = journey.lab
-    folders = lab.kept.best()
+    folders = lab.kept.best(journey.setup.share)
     if not folders:  # somebody has deleted the weights
         kept = journey.setup.change(keep=True).variant("teacher", lab.seeds[0])
         lab.train(kept)
@@ -65,7 +65,8 @@ def _teachers(journey: Journey) -> list[Path]:
     if len(folders) == 1:
         return folders
     single, averaged = (
-        predict(lab, load_together(together(some)), "validation") for some in (folders[:1], folders)
+        predict(lab, journey.setup, load_together(together(some)), "validation")
+        for some in (folders[:1], folders)
     )
     gain = paired_gain([single["row_losses"]], [averaged["row_losses"]])
     _note_ensemble(journey, averaged, gain, len(folders))
@@ -80,14 +81,14 @@ def _note_ensemble(journey: Journey, seen: dict[str, Any], gain: Gain, members: 
     journey.note(f"ensemble of {members}", [outcome])
 
 
-def predict(lab: Lab, model: nn.Module, part: str) -> dict[str, Any]:
-    """``row_losses`` and ``metrics`` of a model on the rows of `part`."""
-    setup = lab.start
+def predict(lab: Lab, setup: Setup, model: nn.Module, part: str) -> dict[str, Any]:
+    """``row_losses`` and ``metrics`` of a model on the rows of `part`, as `setup` sees them."""
+    feed = lab.feed_for(setup)
     args = lab.arguments(setup, setup.variant(f"read {part}", lab.seeds[0]))
     args.report_to, args.dataloader_drop_last = [], False
     args.eval_strategy = IntervalStrategy.NO
-    trainer = Trainer(model=model, args=args, **lab.measured(lab.feed))
-    seen = trainer.predict(lab.feed.rows(part))
+    trainer = Trainer(model=model, args=args, **lab.measured(feed))
+    seen = trainer.predict(feed.rows(part))
     shutil.rmtree(args.output_dir, ignore_errors=True)
     metrics = {k.removeprefix("test_"): float(v) for k, v in seen.metrics.items()}
     return {

@@ -101,14 +101,17 @@ class Lab:
         """Where the recipe begins: the user's flags, or defaults that suit the input."""
         args, given = self.options.training, self.options.given
         kind = "pretrained" if self.pretrained else self.data.task.ladder(self.data.kind)
-        rate = args.learning_rate if "learning_rate" in given else RATES[kind]
-        usual = EPOCHS[kind] * (1.0 if self.pretrained else self.data.task.patience)
-        epochs = args.num_train_epochs if "num_train_epochs" in given else usual
+        decays = "lr_scheduler_type" in given
+        usual = RATES[kind] if decays else RATES[kind] / 2  # what a line to zero is in the mean
+        rate = args.learning_rate if "learning_rate" in given else usual
+        long = EPOCHS[kind] * (1.0 if self.pretrained else self.data.task.patience)
+        epochs = args.num_train_epochs if "num_train_epochs" in given else long
         return Setup(
             "base",
             float(rate),
             float(epochs),
-            schedule=str(SchedulerType(args.lr_scheduler_type).value),
+            # decay is tuned at the very end
+            schedule=str(SchedulerType(args.lr_scheduler_type).value) if decays else "constant",
             weight_decay=float(args.weight_decay),
             dropout=float(self.options.model.dropout),
             label_smoothing=float(args.label_smoothing_factor),

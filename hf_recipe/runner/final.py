@@ -16,6 +16,7 @@ from hf_recipe.runner.distil import load_together, together
 from hf_recipe.runner.distilling import predict, student_of
 from hf_recipe.runner.experiment import Lab
 from hf_recipe.runner.journey import Journey
+from hf_recipe.runner.setup import Setup
 
 BOTH = "train+validation"
 SAVED = ("model", "student")
@@ -40,7 +41,7 @@ def read_test(journey: Journey) -> list[list[str]]:
     models = {"model": str(model), "ensemble": ensemble, "student": str(lab.model_path(student))}
     if ensemble == models["model"]:
         del models["ensemble"]
-    results = _results(lab, models)
+    results = _results(lab, setup, models)
     lines = [_line(lab, name, result) for name, result in results.items()]
     for line in lines:
         lab.show.say(f"  {line[0]}: {lab.metric_name} {line[2]}, loss {line[1]}")
@@ -58,7 +59,7 @@ def read_test(journey: Journey) -> list[list[str]]:
     return lines
 
 
-def _results(lab: Lab, models: dict[str, str]) -> dict[str, dict[str, Any]]:
+def _results(lab: Lab, setup: Setup, models: dict[str, str]) -> dict[str, dict[str, Any]]:
     """All models' results; from the file where this very reading has been done before."""
     key = "-".join(Path(models[name]).name for name in SAVED)
     path = lab.folder / "test" / f"{key}.json"
@@ -66,15 +67,15 @@ def _results(lab: Lab, models: dict[str, str]) -> dict[str, dict[str, Any]]:
     known = from_rank_0(known)
     if known is not None:
         return dict(known)
-    results = {name: _read(lab, folders) for name, folders in models.items()}
+    results = {name: _read(lab, setup, folders) for name, folders in models.items()}
     if lab.leads:
         write_atomically(path, json.dumps(results))
     return results
 
 
-def _read(lab: Lab, folders: str) -> dict[str, Any]:
+def _read(lab: Lab, setup: Setup, folders: str) -> dict[str, Any]:
     model = load_together(folders)
-    seen = predict(lab, model, "test")
+    seen = predict(lab, setup, model, "test")
     losses = np.asarray(seen["row_losses"])
     return {
         **seen["metrics"],

@@ -13,6 +13,7 @@ from typing import Any
 from hf_recipe.core.exhibit import Answer, Table
 from hf_recipe.core.report import Gate
 from hf_recipe.instruments.compare import Gain, Outcome
+from hf_recipe.runner.decaying import tune_decay
 from hf_recipe.runner.distilling import distil
 from hf_recipe.runner.gates import tune_gate
 from hf_recipe.runner.journey import Journey, mean
@@ -39,9 +40,10 @@ def space(setup: Setup) -> dict[str, Any]:
 
 
 def run(journey: Journey) -> Gate:
-    """Explore, confirm, train longer, distil."""
-    lab, start = journey.lab, journey.setup
-    standing = before = journey.outcomes("where the stage begins", start)
+    """Decay, explore, confirm, train longer, distil."""
+    lab = journey.lab
+    before = journey.outcomes("where the stage begins", journey.setup)
+    standing, start = tune_decay(journey, before), journey.setup
     trials = explore(journey)
     outcomes = [_brief(journey, trial) for trial in trials]
     lab.report.exhibit(_table(trials, outcomes, lab.metric_name))

@@ -1,4 +1,4 @@
-"""What the report draws of a run's beginning and course: first-layer weights, predictions.
+"""What the report draws of a run: first-layer weights, predictions, worst examples.
 
 No check hangs on it. It looks before step 1, at evaluations and at the end, never at a step; where
 checks were selected by name it does not look at all.
@@ -11,6 +11,7 @@ from typing import Any
 
 from hf_recipe.baselines.first_layer import FirstLayerAlbum
 from hf_recipe.baselines.predictions import CHANGES, SAMPLES, PredictionsFollowed
+from hf_recipe.baselines.worst_examples import exhibits, judge_rows
 from hf_recipe.core.check import Skip
 from hf_recipe.core.config import Settings
 from hf_recipe.core.exhibit import Answer
@@ -71,6 +72,7 @@ class Album:
         if self.predictions is not None:
             for exhibit in self.predictions.exhibits():
                 self.report.exhibit(exhibit)
+        self._try("predictions", lambda: self._worst(subject))
         layer = self.first_layer
         if layer is not None:
             self._try("first_layer", lambda: self._draw(layer, subject))
@@ -85,6 +87,13 @@ class Album:
     def _follow(self, subject: Subject) -> None:
         with preflight.guard_of(subject):
             self.predictions = PredictionsFollowed.begin(subject)
+
+    def _worst(self, subject: Subject) -> None:
+        split = next(iter(subject.evaluation), "train")
+        with preflight.guard_of(subject):
+            seen = judge_rows(subject, split)
+        for item in exhibits(seen, split):
+            self.report.exhibit(item)
 
     def _draw(self, layer: FirstLayerAlbum, subject: Subject) -> None:
         for item in layer.exhibits(subject.model):

@@ -37,7 +37,6 @@ def test_the_best_three_stay(tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"share": 0.5},
         {"rows": 10},
         {"without": "1"},
         {"teacher": "t"},
@@ -48,6 +47,14 @@ def test_the_best_three_stay(tmp_path):
 def test_runs_on_less_or_other_data_are_no_members(changes, tmp_path):
     assert not keep(Kept(tmp_path), 0.1, **changes)
     assert not keep(Kept(tmp_path, most=0), 0.1)
+
+
+def test_members_see_the_same_share_of_the_input(tmp_path):
+    kept = Kept(tmp_path, most=1)
+    assert keep(kept, 0.5)
+    assert keep(kept, 0.9, share=0.5)
+    (whole,), (half,) = kept.best(), kept.best(0.5)
+    assert whole != half
 
 
 def test_several_folders_are_an_ensemble(tmp_path):

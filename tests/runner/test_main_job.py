@@ -46,6 +46,12 @@ def test_usage_is_one_line_and_code_2(arguments, says, capsys, tmp_path):
     assert says in lines[0]
 
 
+def schedule_of(folder, key):
+    """The schedule of an experiment, as it was remembered."""
+    (path,) = folder.glob(f"outcomes/*/{key}.json")
+    return json.loads(path.read_text())["variant"]["settings"]["schedule"]
+
+
 @pytest.mark.slow
 def test_all_stages_then_again_without_training(tmp_path, capsys):
     arguments = [
@@ -92,6 +98,15 @@ def test_all_stages_then_again_without_training(tmp_path, capsys):
     assert not [row for row in rows if row["change"] == "teacher"]  # nothing is trained twice
     runs = list((tmp_path / "wandb").glob("offline-run-*"))
     assert len(runs) == len(rows)
+    schedules = {
+        (row["stage"], "warm-up" in row["change"]): schedule_of(tmp_path, row["key"])
+        for row in rows
+        if row["stage"] != "tune"
+    }
+    assert set(schedules) >= {("baselines", False), ("complexify", False), ("regularize", False)}
+    assert {s for (_, warmed), s in schedules.items() if not warmed} == {"constant"}
+    ladders = {e.title: e for e in report.exhibits if hasattr(e, "rungs")}
+    assert {"Growth", "Growing the input: length", "Decay, tuned last"} <= set(ladders)
 
     # one outcome is lost, as when the job is killed: it alone is trained again
     outcome = next(tmp_path.glob(f"outcomes/*/{rows[3]['key']}.json"))
