@@ -16,6 +16,7 @@ This is off-policy distillation: the student sees the data set's rows. To let a 
 learn on text that it generates itself, use TRL, whose class has the same name:
 
     from trl import DistillationConfig, DistillationTrainer   # on-policy, causal language models
+    DistillationTrainer(student, teacher, DistillationConfig(), train_dataset=prompts).train()
 
 A teacher that takes long is asked once, and its answers are kept: `tune.teacher_cache`.
 

@@ -1,6 +1,7 @@
 import copy
 
 import pytest
+import tokenizers
 import torch
 import torch.nn.functional as F
 import transformers as tf
@@ -254,6 +255,31 @@ def test_other_labels_are_found(tmp_path):
             student, arguments(tmp_path), train_dataset=rows, teacher=teacher
         )
         assert ("teacher-mismatch" in examined(trainer)[0]) is fires
+
+
+def test_a_vocabulary_of_the_same_size_in_another_order_is_found(tmp_path):
+    words = ["[UNK]", "a", "b", "c"]
+
+    def tokenizer(order):
+        model = tokenizers.models.WordLevel({w: i for i, w in enumerate(order)}, unk_token="[UNK]")
+        return tf.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(model))
+
+    student, teacher, rows = pair("sequence")
+    for order, at in ((words, None), (["[UNK]", "a", "c", "b"], 2)):
+        trainer = DistillationTrainer(
+            student,
+            arguments(tmp_path),
+            train_dataset=rows,
+            teacher=copy.deepcopy(teacher),
+            processing_class=tokenizer(words),
+            teacher_processing_class=tokenizer(order),
+            data_collator=tf.default_data_collator,
+        )
+        found, report = examined(trainer)
+        assert ("teacher-mismatch" in found) is (at is not None)
+        if at is not None:
+            (finding,) = (f for f in report.flat if f.check == "teacher-mismatch")
+            assert finding.evidence["first"] == at
 
 
 def test_a_run_without_a_teacher_is_skipped(tmp_path):
