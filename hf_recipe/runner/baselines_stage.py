@@ -45,7 +45,7 @@ def run(journey: Journey) -> Gate:
     subject.cache[BASELINE] = True
     examiner.examine(REDRAW, subject, guard=lambda: quiet(trainer.model, trainer=trainer))
     examiner.examine(row_dependence, subject, guard=lambda: quiet(trainer.model, trainer=trainer))
-    lab.show.say(f"       two short runs from one seed agree: {same_twice(examiner, trainer)}")
+    lab.show.say(f"       the same twice from one seed? {same_twice(examiner, trainer)}")
     largest_batch(examiner, trainer)
     leaking = any(finding.check == "example-leak" for finding in lab.report.flat)
     simplest = journey.outcomes(

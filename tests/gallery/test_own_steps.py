@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import Trainer
 
+import hf_recipe
 from hf_recipe.baselines.step_gradient import (
     StepGradient,
     carried_over,
@@ -13,7 +14,7 @@ from hf_recipe.baselines.step_gradient import (
     never_divided,
 )
 from tests.gallery.harness import Case, alarms, assert_found, assert_silent, everything, run
-from tests.models import arguments, batchnorm, bert, points, words
+from tests.models import arguments, batchnorm, bert, points, signature, words
 
 SCALED, KEPT = "loss-scaled-by-accumulation", "gradient-accumulates"
 
@@ -127,3 +128,16 @@ def test_the_fixed_twin_is_silent(case, tmp_path):
 def test_another_training_raises_no_alarm(tmp_path):
     report = run(own_step(tmp_path, adversarial=True), select=[SCALED, KEPT])
     assert alarms(report) == set(), [f.message for f in everything(report)]
+
+
+def test_a_retraced_run_is_bit_identical(tmp_path):
+    bare = own_step(tmp_path / "bare", accumulation=2)
+    bare.train()
+    watched = own_step(tmp_path / "watched", accumulation=2)
+    recipe = hf_recipe.attach(watched)
+    watched.train()
+    kinds = [stored.kind for stored in recipe.report.measurements]
+    recipe.detach()
+    assert "StepGradient" in kinds
+    assert recipe.report.crashed == {}
+    assert signature(watched) == signature(bare)
