@@ -275,7 +275,7 @@ def test_a_vocabulary_of_the_same_size_in_another_order_is_found(tmp_path):
             teacher_processing_class=tokenizer(order),
             data_collator=tf.default_data_collator,
         )
-        found, report = examined(trainer)
+        found, report = examined(trainer, processing_class=trainer.processing_class)
         assert ("teacher-mismatch" in found) is (at is not None)
         if at is not None:
             (finding,) = (f for f in report.flat if f.check == "teacher-mismatch")
