@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import tokenizers
@@ -175,6 +176,7 @@ def test_calibration_error_is_the_gap_of_confidence_and_accuracy():
     confidence = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.5, 0.5])
     hits = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0, 0.0])
     assert calibration_error(confidence, hits) == pytest.approx(4 / 6 * 0.15, abs=1e-6)
+    assert math.isnan(calibration_error(torch.tensor([0.5, math.nan]), torch.tensor([1.0, 0.0])))
 
 
 # ---------------------------------------------------------------- real Trainers
