@@ -173,9 +173,8 @@ class Features:
 
     def end(self) -> Features:
         """The same, at the end alone."""
-        return Features(
-            self.knots[-1:], self.travelled[-1:], {d: v[-1:] for d, v in self.annealed.items()}
-        )
+        last = {delay: values[-1:] for delay, values in self.annealed.items()}
+        return Features(self.knots[-1:], self.travelled[-1:], last)
 
     def design(self, delay: float, exponent: float, scale: float) -> Array:
         """(knots, 3): what floor, power and gain are multiplied by."""
@@ -320,8 +319,7 @@ def _observed(number: int, run: Run) -> Observed:
 def _solve(designs: Array, losses: Array) -> tuple[Array, Array, Array]:
     """Coefficients, their unscaled covariance, and residuals, as shares of the loss, of each fit.
 
-    Huber's weights; a weak prior keeps the gain where the curves say nothing of it. All fits at
-    once: one by one they would take as long as a hundred small training steps.
+    Huber's weights; a weak prior keeps the gain where the curves say nothing. All fits at once.
 
     Args:
         designs: (fits, observations, 3); losses: (observations,).

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import shutil
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,14 @@ from hf_recipe.explanation import stored_checks
 from hf_recipe.instruments.compare import Outcome, Variant, remembered
 from hf_recipe.instruments.distributed import rank, world_size
 from hf_recipe.regularize.augment import Augmentation
+from hf_recipe.runner.beside import look_beside, shared_outcome
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.distil import distillation_trainer, with_fidelity
 from hf_recipe.runner.feed import Feed
 from hf_recipe.runner.kept import MOST, Kept
 from hf_recipe.runner.ledger import Ledger, command_line, git_state, tracked
-from hf_recipe.runner.looks import check_saved
+from hf_recipe.runner.looks import absorb, check_saved
+from hf_recipe.runner.made_up import training_rows
 from hf_recipe.runner.models import build, design_of, given_config
 from hf_recipe.runner.options import Options, context_of, split_list
 from hf_recipe.runner.pieces import (
@@ -43,16 +45,11 @@ from hf_recipe.runner.pieces import (
     note_of,
     worth_of_fields,
 )
-from hf_recipe.runner.setup import Setup
+from hf_recipe.runner.setup import EPOCHS, RATES, Setup
 from hf_recipe.runner.show import Show
 from hf_recipe.trainer.attach import attach, known_thresholds
 
 EVALUATIONS, TRAIN_SAMPLE = 6, 1024
-# by the ladder that a fresh network stands on
-RATES = {"image": 2e-3, "text": 5e-4, "numbers": 3e-3, "causal": 2e-3, "seq2seq": 2e-3}
-EPOCHS = {"image": 20.0, "text": 8.0, "numbers": 30.0, "causal": 8.0, "seq2seq": 8.0}
-RATES |= {"segmentation": 3e-3, "pretrained": 3e-5}
-EPOCHS |= {"segmentation": 20.0, "pretrained": 3.0}
 
 
 class Lab:
@@ -138,8 +135,7 @@ class Lab:
 
     def train(self, variant: Variant) -> Outcome:
         """As `run`, for `instruments.compare.compare`."""
-        path = self.folder / "outcomes" / self.context / f"{variant.key}.json"
-        known = path.is_file()
+        known = self.outcome_path(variant).is_file()
         outcome = self._train(variant)
         self.fields = outcome.facts.get("fields") or self.fields
         if self.leads:
@@ -154,16 +150,21 @@ class Lab:
 
     def _experiment(self, variant: Variant) -> Outcome:
         setup = Setup(**variant.settings)
+        shared = shared_outcome(self, setup, variant)
+        if shared is not None:
+            return shared
         args = self.arguments(setup, variant)
-        with self._tracking(variant, args), self.show.training(variant.change) as progress:
+        with self._tracking(variant), self.show.training(variant.change) as progress:
             trainer = self.trainer(setup, args)
             if progress is not None:
                 trainer.add_callback(progress)
             recipe = self._watch(trainer, setup, variant)
+            passing = look_beside(self, trainer, setup)
             began = time.perf_counter()
             trainer.train()
-            seconds = time.perf_counter() - began
-            outcome = self._measure(trainer, setup, seconds)
+            outcome = self._measure(trainer, setup, time.perf_counter() - began)
+            if passing is not None:
+                outcome = passing.add_to(outcome, self._measure)
             if variant.key in self._watched and setup.share == 1:
                 use = plain(worth_of_fields(trainer, self.data.inputs))
                 outcome = replace(outcome, facts={**outcome.facts, "fields": use})
@@ -179,6 +180,10 @@ class Lab:
             shutil.rmtree(args.output_dir, ignore_errors=True)
         return outcome
 
+    def outcome_path(self, variant: Variant) -> Path:
+        """Where an experiment's outcome is remembered."""
+        return self.folder / "outcomes" / self.context / f"{variant.key}.json"
+
     def model_path(self, variant: Variant) -> Path:
         """Where the weights of an experiment lie, if they are kept."""
         return self.kept.place(variant)
@@ -187,13 +192,13 @@ class Lab:
         """A Trainer for `setup`, its model freshly drawn."""
         set_seed(args.seed)
         feed = self.feed_for(setup)
-        model = build(self.data, feed, self.options, setup.model, setup.dropout)
+        model = build(self.data, feed, self.options, setup.model, setup.dropout, setup.depth)
         if not self.pretrained:
             self.bias = self._init_well(model, feed)
         common: dict[str, Any] = {
             "model": model,
             "args": args,
-            "train_dataset": feed.some(setup.part, setup.rows, args.seed),
+            "train_dataset": training_rows(feed, setup, args.seed),
             "eval_dataset": feed.rows("validation"),
             **self.measured(feed, setup.without),
         }
@@ -240,6 +245,8 @@ class Lab:
             total = 64 if rows >= 512 else 16
             args.per_device_train_batch_size = max(1, total // processes)
             args.per_device_eval_batch_size = max(1, 256 // processes)
+        each = args.per_device_train_batch_size
+        args.per_device_train_batch_size = max(1, round(setup.batch * each))
         batch = args.per_device_train_batch_size * processes * args.gradient_accumulation_steps
         if "dataloader_drop_last" not in given and rows >= 8 * batch:
             args.dataloader_drop_last = True  # every step the same size, on one process or many
@@ -334,18 +341,7 @@ class Lab:
 
     def absorb(self, seen: Report) -> None:
         """Take in what another report ran, skipped and crashed on; not its findings."""
-        wanted = {name for name in seen.ran if name in self.chosen()}
-        for name in wanted:
-            known = self.report.ran.setdefault(name, [])
-            known += [moment for moment in seen.ran[name] if moment not in known]
-            self.report.skipped.pop(name, None)
-        for name, reason in seen.skipped.items():
-            if name not in self.report.ran and name in self.chosen():
-                self.report.skipped.setdefault(name, reason)
-        self.report.crashed |= {k: v for k, v in seen.crashed.items()}
-        self.report.explains |= seen.explains
-        self.report.environment |= seen.environment
-        self.report.measurements += [m for m in seen.measurements if m.moment == "dataset"]
+        absorb(self.report, seen, self.chosen())
 
     def settings(self) -> Settings:
         """What the user selected."""
@@ -382,16 +378,13 @@ class Lab:
             return list(self.options.training.report_to)
         return ["wandb"]
 
-    @contextlib.contextmanager
-    def _tracking(self, variant: Variant, args: Any) -> Iterator[None]:
+    def _tracking(self, variant: Variant) -> AbstractContextManager[Any]:
         if not ("wandb" in self.trackers and self.leads):
-            yield
-            return
-        with tracked(
+            return contextlib.nullcontext()
+        return tracked(
             project=self.options.recipe.wandb_project,
             group=self.group,
             name=f"{self.stage}: {variant.change} (seed {variant.seed})",
             folder=self.folder,
             config={"recipe": dict(variant.settings), "stage": self.stage, "key": variant.key},
-        ):
-            yield
+        )

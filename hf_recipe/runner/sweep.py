@@ -147,7 +147,7 @@ def _launch(options: Any, rest: Sequence[str]) -> tuple[Launch, Known]:
 
 def _known_of_recipe(rate: float | None, asked: Any) -> Known:
     from hf_recipe.runner.data import load
-    from hf_recipe.runner.experiment import RATES
+    from hf_recipe.runner.setup import RATES
 
     pretrained = asked.model.model_name_or_path is not None
     if rate is None and "learning_rate" in asked.given:

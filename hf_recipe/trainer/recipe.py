@@ -24,6 +24,7 @@ from hf_recipe.instruments.distributed import from_rank_0, rank, world_size
 from hf_recipe.instruments.record import FLUSH_EVERY, Recorder, flushes_at
 from hf_recipe.instruments.subject import Plan, Subject
 from hf_recipe.instruments.window import Window
+from hf_recipe.regularize.paired_error import listen_to_rows
 from hf_recipe.trainer import preflight
 from hf_recipe.trainer.album import Album
 from hf_recipe.trainer.border import RecipeError, event
@@ -174,6 +175,9 @@ class Recipe(OwnCalls):
         self.closing.started(args, state)
         saved = self._take_up_state(state)
         self.install()
+        if self.trainer is not None:
+            callbacks = self.trainer.callback_handler.callbacks
+            listen_to_rows(callbacks, args, lambda: self.evaluation.latest)
         if self._seams is not None:
             self._seams.watch_rows(seen.get("train_dataloader"))
             self._seams.before_first = True

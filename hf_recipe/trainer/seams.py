@@ -41,6 +41,7 @@ class EvaluationRecorder:
 
     Attributes:
         answers: what the last evaluation that was read answered; None where it is not known.
+        latest: the last evaluation that was read.
     """
 
     def __init__(self) -> None:
@@ -49,6 +50,7 @@ class EvaluationRecorder:
         self.row_losses: list[torch.Tensor] | None = []
         self.sheet = AnswerSheet()
         self.answers: Answers | None = None
+        self.latest: Evaluation | None = None
 
     def start(self, loader: Any) -> None:
         """Forget what an evaluation that broke off, or a prediction, has left."""
@@ -70,7 +72,8 @@ class EvaluationRecorder:
         self.answers = self.sheet.take(_length(self.loader)) if self.sheet.wanted else None
         rows, batches = self.take(MOST_ROWS, unit)
         numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
-        return Evaluation(step, split, rows, batches, numbers)
+        self.latest = Evaluation(step, split, rows, batches, numbers)
+        return self.latest
 
     def take(self, limit: int, unit: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The row losses in the set's order, and the batch losses, over all ranks; then forget.
