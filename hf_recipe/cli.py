@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     add("run", _never, "the whole recipe, as scripts/recipe.py (hf-recipe run --help)")
-    add("sweep", _never, "a search: init, run, point (hf-recipe sweep --help)")
+    add("sweep", _never, "a search: init, run, report, point (hf-recipe sweep --help)")
     demo = add("demo", _demo, "three planted bugs on a tiny model, offline, found in seconds")
     demo.add_argument("--output_dir", default="recipe_demo")
     look = add("inspect", _inspect, "the data report on a file or a folder of images")

@@ -54,6 +54,9 @@ class Examiner:
         hear: called with each new finding, on every process.
         agree: makes rank 0's outcome the outcome of all ranks; identity on one process.
         leads: whether this process is rank 0, which alone reads data.
+
+    Attributes:
+        patient: whether what is found healthy while training waits for `settle`.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class Examiner:
         self.report.settings = {f.name: getattr(settings, f.name) for f in fields(settings)}
         self._known = _baseline(settings.baseline)
         self.expected_seen: set[str] = set()
+        self.patient = False
+        self._quiet: dict[tuple[str, Moment, str], tuple[Measurement, int | None]] = {}
 
     # ---------------------------------------------------------------- what is wanted
 
@@ -200,17 +205,12 @@ class Examiner:
                     self.expected_seen.add(finding.check)
                 elif finding.identity not in self._known:
                     found.append(finding)
-        if judged:
-            stored = Stored(
-                kind=kind,
-                version=type(measurement).version,
-                moment=moment,
-                split=split,
-                step=step,
-                values=measurement.values(),
-                private=private_paths(type(measurement)),  # type: ignore[arg-type]
-            )
-            self.report.store(stored, keep=bool(found))
+        if judged and found:
+            self.report.store(_stored(measurement, moment, split, step), keep=True)
+        elif judged:
+            self._quiet[kind, moment, split] = (measurement, step)
+            if not self.patient or moment not in ("run", "eval"):  # of the others each stays
+                self.settle()
         for finding in found:
             if step is None and self._stands(finding):
                 continue  # the same probe, asked again before step 1
@@ -218,6 +218,16 @@ class Examiner:
             if standing.count == finding.count:
                 self.hear(finding)
         return found
+
+    def settle(self) -> None:
+        """Write into the report what was measured since the last call and found healthy.
+
+        While training the newest of a kind replaces the one before; so it is made JSON only when
+        somebody reads the report.
+        """
+        quiet, self._quiet = self._quiet, {}
+        for (_, moment, split), (measurement, step) in quiet.items():
+            self.report.store(_stored(measurement, moment, split, step))
 
     def _stands(self, finding: Finding) -> bool:
         return any(
@@ -264,6 +274,18 @@ def _baseline(path: str | None) -> set[tuple[str, str, str]]:
 
 def _everything(report: Report) -> Iterator[Finding]:
     yield from report.flat
+
+
+def _stored(measurement: Measurement, moment: Moment, split: str, step: int | None) -> Stored:
+    return Stored(
+        kind=measurement.kind(),
+        version=type(measurement).version,
+        moment=moment,
+        split=split,
+        step=step,
+        values=measurement.values(),
+        private=private_paths(type(measurement)),  # type: ignore[arg-type]
+    )
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -27,7 +27,7 @@ from hf_recipe.instruments.subject import Subject
 USABLE = 0.8  # share of what is free on a CPU: others use the machine too
 ROUNDS = 5  # timings of each size; their median counts
 LONGEST = 64  # rows that large batches repeat
-GROUPS, MICRO = 8, 8  # large batches, and micro-batches in each, of the noise scale
+GROUPS, MICRO = 20, 8  # large batches, and micro-batches in each, of the noise scale
 MICRO_ROWS = 8
 
 
@@ -248,11 +248,15 @@ def _held(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
 
 def _noise(subject: Subject, rows: Rows, largest: int) -> tuple[float, float, float]:
     """The gradient noise scale in evaluation mode: dropout would add noise of its own."""
-    small = min(MICRO_ROWS, largest, len(rows) // (GROUPS * MICRO))
+    small = min(MICRO_ROWS, largest, len(rows) // MICRO)
     if small < 1:
         return math.nan, math.nan, math.nan
-    order = rows.evenly_spaced(GROUPS * MICRO * small)
-    mixed = torch.randperm(len(order), generator=torch.Generator().manual_seed(0)).tolist()
+    large = MICRO * small  # rows of a large batch, none of them twice
+    chosen, draw = rows.evenly_spaced(GROUPS * large), torch.Generator().manual_seed(0)
+    order = [chosen[i] for i in torch.randperm(len(chosen), generator=draw).tolist()]
+    while len(order) < GROUPS * large:  # a small set: every large batch is drawn from all of it
+        order = order[: len(order) // large * large]
+        order += [chosen[i] for i in torch.randperm(len(chosen), generator=draw).tolist()]
     subject.model.eval()
     trained = [p for p in subject.model.parameters() if p.requires_grad]
     few, many = [], []
@@ -260,7 +264,7 @@ def _noise(subject: Subject, rows: Rows, largest: int) -> tuple[float, float, fl
         squares, total = [], [torch.zeros_like(p) for p in trained]
         for part in range(MICRO):
             start = (group * MICRO + part) * small
-            batch = rows.batch([order[i] for i in mixed[start : start + small]])
+            batch = rows.batch(order[start : start + small])
             loss = subject.compute_loss(batch.to(subject.device).inputs)
             found = torch.autograd.grad(loss, trained, allow_unused=True)
             each = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, found)]  # noqa: B905
@@ -268,7 +272,7 @@ def _noise(subject: Subject, rows: Rows, largest: int) -> tuple[float, float, fl
             torch._foreach_add_(total, each)
         few.append(statistics.fmean(squares))
         many.append(_square(total) / MICRO**2)
-    return noise_scale(few, many, small=small, large=small * MICRO)
+    return noise_scale(few, many, small=small, large=large, population=len(rows))
 
 
 def _square(gradients: Sequence[torch.Tensor]) -> float:

@@ -148,14 +148,14 @@ def _drawn(line: Line, place: int, across: Scale, up: Scale) -> Iterator[str]:
         f"{line.name}: last {number(finite[-1])}, "
         f"lowest {number(min(finite))}, highest {number(max(finite))}"
     )
-    for run in _runs(points, across, up):
+    for run in () if line.dots else _runs(points, across, up):
         kept = thinned(run, MOST_POINTS)
         path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in kept)
         if len(kept) > 1:
             yield f'<polyline class="line {colour}" points="{path}"><title>{text(about)}</title>'
             yield "</polyline>"
-    if len(points) <= MOST_DOTS or len(finite) <= MOST_DOTS:
-        for x, y in points:
+    if line.dots or len(points) <= MOST_DOTS or len(finite) <= MOST_DOTS:
+        for x, y in points[:: math.ceil(len(points) / MOST_POINTS)]:
             if across.shows(x) and up.shows(y):
                 yield f'<circle class="dot {colour}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3">'
                 yield f"<title>{text(line.name)}: {number(y)} at {number(x)}</title></circle>"

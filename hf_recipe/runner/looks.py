@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from hf_recipe.baselines.reference_models import Reference, reference_lines
 from hf_recipe.complexify.checkpoint_reload import CheckpointReload, check_checkpoint
 from hf_recipe.core.check import Probe, Skip
 from hf_recipe.core.exhibit import Answer, Table
+from hf_recipe.core.report import Report
 from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.compare import Gain
 from hf_recipe.instruments.distributed import from_rank_0, rank
@@ -112,3 +114,18 @@ def against_simplest(
     )
     examiner_of(lab).judge(measured, "eval", split="validation")
     lab.report.answer(answer(measured))
+
+
+def absorb(report: Report, seen: Report, chosen: Collection[str]) -> None:
+    """Take into `report` what another one ran, skipped and crashed on, of the chosen checks."""
+    for name in [name for name in seen.ran if name in chosen]:
+        known = report.ran.setdefault(name, [])
+        known += [moment for moment in seen.ran[name] if moment not in known]
+        report.skipped.pop(name, None)
+    for name, reason in seen.skipped.items():
+        if name not in report.ran and name in chosen:
+            report.skipped.setdefault(name, reason)
+    report.crashed |= seen.crashed
+    report.explains |= seen.explains
+    report.environment |= seen.environment
+    report.measurements += [m for m in seen.measurements if m.moment == "dataset"]

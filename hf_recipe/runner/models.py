@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoConfig
 
 from hf_recipe.complexify.architectures import Design, ladder
-from hf_recipe.regularize.dropout import set_dropout
+from hf_recipe.regularize.dropout import set_dropout, set_stochastic_depth
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.feed import Feed
 from hf_recipe.runner.options import Options
@@ -33,7 +33,14 @@ def given_config(options: Options) -> Any:
         raise UsageError(f"{flag} {name}: {str(error).splitlines()[0]}") from None
 
 
-def build(data: Data, feed: Feed, options: Options, size: str, dropout: float) -> Any:
+def build(
+    data: Data,
+    feed: Feed,
+    options: Options,
+    size: str,
+    dropout: float,
+    depth_drop: float = 0.0,
+) -> Any:
     """A model for `data`; draw it right after the seed was set.
 
     Args:
@@ -42,11 +49,14 @@ def build(data: Data, feed: Feed, options: Options, size: str, dropout: float) -
         options: may name a checkpoint or a config.
         size: "simplest", "student", "base", "large" or "larger".
         dropout: rate of every dropout that the config knows.
+        depth_drop: rate at which its deepest residual path is dropped; needs the user's config.
     """
     task, head = data.task, data.task.head(data)
     if size == "simplest":
         return task.simplest(feed, head)
     config = given_config(options)
+    if config is not None and depth_drop:
+        set_stochastic_depth(config, depth_drop)
     if config is None:
         config = task.config(feed, design_of(data, options, size), dropout, head)
         own = isinstance(config, SimpleConfig)

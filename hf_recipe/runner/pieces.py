@@ -76,6 +76,8 @@ def note_of(variant: Variant, outcome: Outcome) -> str:
     if not np.isfinite(outcome.loss):
         return "diverged"
     stopped = facts["steps"] < facts["planned"]
+    if facts.get("shared") and not stopped:
+        return "of the same training: nothing to train"
     return f"stopped at step {facts['steps']} of {facts['planned']}" if stopped else ""
 
 

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from hf_recipe.baselines.modes import ModeWatch, TrainingModes
@@ -35,7 +36,14 @@ from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.answers import Answers
 from hf_recipe.instruments.batches import has_rows
 from hf_recipe.instruments.distributed import from_all_ranks, from_rank_0, world_size
-from hf_recipe.instruments.layers import LayerSamples, LayerWatch, looks_at
+from hf_recipe.instruments.layers import (
+    LayerSamples,
+    LayerWatch,
+    is_sharded,
+    looks_after,
+    looks_at,
+    whole,
+)
 from hf_recipe.instruments.margins import MarginWatch
 from hf_recipe.instruments.overrides import replaces
 from hf_recipe.instruments.record import Recorder
@@ -72,6 +80,8 @@ class CloserLook:
         self._norms: Any = None  # BatchNorm's statistics as a forward pass began
         self._norm_hook: Any = None  # on all ranks from that step to the next flush
         self._step = self._nth = 0  # the run's step, and the steps since it began or resumed
+        self.due = True  # whether this step is one to look at; most are not, and cost nothing
+        self.next_due = 0  # the next such step that is known
 
     def begin(
         self, model: nn.Module, plan: Plan | None = None, margins: Mapping[str, Any] | None = None
@@ -80,7 +90,7 @@ class CloserLook:
         self.end()
         self._model, self._searched = model, False
         self.planned = plan.total_steps if plan is not None else 0
-        self._nth = 0
+        self._nth, self.due = 0, True
         self._parameters = self._layers = self._units = self._modes = None
         self._trail = StepTrail() if self._retraces() else None
         if self.trainer is not None and self.examiner.judging((TrainingModes,)):
@@ -92,10 +102,7 @@ class CloserLook:
             self.examiner.skip((RankStatistics,), "there is one process")
         self._prints = [] if world_size() > 1 and not self._model_parallel() else None
         if self.trainer is not None and preflight.sharded(self.trainer):
-            self.examiner.skip(
-                (ParametersMoved, LayerSamples, RankWeights, GradientLeft),
-                "parameters are sharded",
-            )
+            self._watch_shards(model)
             return
         if self.examiner.judging((ParametersMoved,)):
             self._parameters = ParameterWatch()
@@ -104,6 +111,17 @@ class CloserLook:
             self._layers = LayerWatch()
         if self.examiner.judging((ActivationUnits,)):
             self._units = None if self._compiled() else ActivationWatch()
+
+    def _watch_shards(self, model: nn.Module) -> None:
+        """No process holds a parameter whole: sums by layer are what can be compared."""
+        reason = "parameters are sharded"
+        if self.trainer.is_deepspeed_enabled:
+            reason = "DeepSpeed holds the parameters, and nobody has run this with it"
+        self.examiner.skip((ParametersMoved, RankWeights, GradientLeft), reason)
+        if not any(is_sharded(parameter) for parameter in model.parameters()):
+            self.examiner.skip((LayerSamples,), reason)
+        elif self.examiner.judging((LayerSamples,)):
+            self._layers = LayerWatch()
 
     def end(self) -> None:
         """Take the hooks off."""
@@ -177,9 +195,22 @@ class CloserLook:
     # ---------------------------------------------------------------- a step, in its order
 
     def step_begins(self, step: int) -> None:
-        """Step `step` is next: hook the activations if it is one to look at."""
+        """Step `step`, the next one, is one to look at, or comes after one."""
         self._step, self._nth = step, self._nth + 1
-        if self._units is not None and self._model is not None and looks_at(step):
+        looks = looks_at(step)
+        self.due = (
+            looks
+            or self._nth <= NORMS_AT
+            or self._parameters is not None
+            or self._prints is not None
+            or self._trail is not None
+        )
+        self.next_due = looks_after(step)
+        if self.margins is not None and self.margins.listening:
+            self.margins.step_begins(step)
+            if step <= self.margins.last_step:
+                self.next_due = min(self.next_due, self.margins.last_step + 1)
+        if looks and self._units is not None and self._model is not None:
             self._units.arm(self._model, step)
 
     def before_backward(self, inputs: Mapping[str, Any]) -> None:
@@ -258,10 +289,8 @@ class CloserLook:
             units = from_rank_0(self._units.measure())
             if units.layers:
                 self.examiner.judge(units, "run", step=step)
-        if self.margins is not None:
-            self.margins.step_ends(step)
-            if flushed:
-                self.margins.flush()
+        if self.margins is not None and flushed:
+            self.margins.flush()
         if flushed and world_size() > 1:
             self._compare_ranks(step)
 
@@ -284,7 +313,8 @@ class CloserLook:
         assert self._layers is not None
         curve = self.recorder.curves.get("loss")
         losses = curve.y if curve is not None else []
-        norm = math.nan if self.recorder.norm is None else float(self.recorder.norm)
+        norm = self.recorder.norm
+        norm = math.nan if norm is None else float(whole(norm) if torch.is_tensor(norm) else norm)
         loss = losses[-1] if losses else math.nan
         sample = self._layers.after(self._step, loss, norm, self._left_by_clipping(norm))
         if sample is None or skipped:

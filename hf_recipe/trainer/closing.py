@@ -53,6 +53,8 @@ class Closing:
         self._summarised = 0
         self._untold = False
         self._outlook: Outlook | None = None
+        self._kept: list[Finding] = []  # the findings that `_plain` holds, as JSON
+        self._plain: list[Any] = []
         self._written = -WRITE_EVERY
         trainer = recipe.trainer
         if trainer is not None:
@@ -168,9 +170,12 @@ class Closing:
         if self.margins:
             self.state["margins"] = self.margins
         # Checkpoints are pushed to hubs and trackers: rows of the data stay out of them.
-        report = self.recipe.report
-        kept = report.flat if self.recipe.settings.log_samples else report.without_rows()
-        self.state["findings"] = [plain(finding) for finding in kept]
+        report = self.recipe.examiner.report
+        if report.flat != self._kept:
+            self._kept = list(report.flat)
+            kept = report.flat if self.recipe.settings.log_samples else report.without_rows()
+            self._plain = [plain(finding) for finding in kept]
+        self.state["findings"] = self._plain
         return self.state
 
     def refresh_state(self, *, saving: bool) -> None:

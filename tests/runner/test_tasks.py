@@ -9,6 +9,7 @@ import pytest
 from transformers import EvalPrediction
 
 from hf_recipe.complexify.architectures import LADDERS
+from hf_recipe.core.finding import STAGES
 from hf_recipe.core.report import Report
 from hf_recipe.runner import looks
 from hf_recipe.runner.data import load
@@ -22,7 +23,7 @@ from hf_recipe.trainer.entities import EntityF1, is_bio, spans
 from hf_recipe.trainer.metrics import MultiLabelF1
 from tests.runner.test_data import options
 
-QUICK = ("--use_cpu", "true", "--report_to", "none", "--keep_going", "--num_train_epochs", "1")
+QUICK = ("--use_cpu", "true", "--report_to", "none", "--keep_going", "--max_steps", "3")
 MADE = [(name, task) for name, e in EXAMPLES.items() for task in e.best if name != "digits"]
 
 
@@ -68,18 +69,21 @@ def test_losses_of_rows_are_the_loss_that_is_trained(name, task, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "task"), MADE)
-def test_data_and_baselines(name, task, tmp_path, monkeypatch):
+def test_the_stages(name, task, tmp_path, monkeypatch):
+    """A causal language model through all five, the other tasks through the first two."""
     monkeypatch.setattr(looks, "BATCH_SECONDS", 0.3)
-    folder = ("--output_dir", str(tmp_path / "out"), "--stages", "data,baselines")
+    stages = STAGES if task == "causal-lm" else STAGES[:2]
+    folder = ("--output_dir", str(tmp_path / "out"), "--stages", ",".join(stages))
     small = ("--architecture", LADDERS[TASKS[task].ladder("text")][0].name)
-    batch = ("--per_device_train_batch_size", "8")
+    batch = ("--per_device_train_batch_size", "8", "--trials", "2")
     rows = ("--task", task, "--train_file", str(rows_of(name, tmp_path)))
     main([*QUICK, *folder, *small, *batch, *rows])
     report = Report.from_json(tmp_path / "out" / "report.json")
     assert report.status == "finished"
     assert not report.crashed
-    assert [gate.stage for gate in report.gates] == ["data", "baselines"]
+    assert [gate.stage for gate in report.gates] == list(stages)
     assert not [f for f in report.flat if f.severity == "error"]
+    assert (tmp_path / "out" / "student" / "model.safetensors").is_file() == (stages == STAGES)
 
 
 # ------------------------------------------------------------------ what is measured
