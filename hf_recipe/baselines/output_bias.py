@@ -77,9 +77,10 @@ def measure_prior_gap(subject: Subject) -> Iterator[PriorGap]:
     head = start.pooled
     if head.task in PRIORLESS:
         raise Skip(f"the outputs of a {head.task} head have no frequencies of their own")
-    seen = len(torch.unique(head.labels)) if head.problem_type == SOFTMAX else 1
-    if seen * 4 > len(head.labels):
-        raise Skip(f"{len(head.labels)} labels say too little of the frequencies of {seen} classes")
+    classes = _classes(head)
+    if classes * 4 > len(head.labels):
+        raise Skip(f"{len(head.labels)} labels say too little of the frequencies of {classes:.0f} "
+                   "classes")  # fmt: skip
     expected, error = expectation_of(subject, head)
     gap, standard_error = prior_gap(head)
     yield PriorGap(
@@ -97,6 +98,15 @@ def measure_prior_gap(subject: Subject) -> Iterator[PriorGap]:
         total_steps=subject.plan.total_steps if subject.plan else None,
         skew=skew_of(head),
     )
+
+
+def _classes(head: Head) -> float:
+    """Classes among the labels, or, if more, to expect from the mean prediction in as many."""
+    if head.problem_type != SOFTMAX:
+        return 1
+    guessed = mean_prediction(head, head.logits).clamp(0, 1)
+    likely = float((1 - (1 - guessed) ** len(head.labels)).sum())
+    return max(len(torch.unique(head.labels)), likely)
 
 
 def frequencies(head: Head) -> torch.Tensor:
@@ -204,8 +214,8 @@ def output_bias_unset(
     # The scale of a target is unscaled-target's; sparse labels are what multi-label data is.
     mild = mild or gap.problem_type != SOFTMAX
     # Every language model begins with the frequencies of its words, every tagger with those of
-    # its tags; between even labels the
-    # gap is what freshly drawn weights lean to, which no prior explains.
+    # its tags, every map of pixels with its background; between even labels the gap is what
+    # freshly drawn weights lean to, which no prior explains.
     mild = mild or gap.task in UNEVEN_TASKS
     mild = mild or (gap.skew is not None and gap.skew <= smallest)
     unit = "squared units" if gap.problem_type == REGRESSION else "nats"
