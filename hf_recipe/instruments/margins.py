@@ -2,8 +2,9 @@
 
 A margin is taken before the step that learns from the row, so that in the first pass it is out of
 sample. What the run says while it is wrong about most rows is not taken: it does not know yet, and
-leans to one class today and to another tomorrow, surely at a high rate. One forward hook keeps references to the logits; they are turned into margins at a flush,
-all steps together, so that a step pays for little more than the hook.
+at a high rate it leans, surely, to one class now and to another soon. One forward hook keeps
+references to the logits; they are turned into margins at a flush, all steps together, so that a
+step pays for little more than the hook.
 """
 
 from __future__ import annotations

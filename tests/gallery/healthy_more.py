@@ -276,6 +276,10 @@ def only_biases(folder: Path, seed: int) -> Trainer:
     return _classifier(folder, seed, model, learning_rate=1e-2)
 
 
+def untied(folder: Path, seed: int) -> Trainer:
+    return _lm(folder, seed, llama(seed=seed, tie_word_embeddings=False))
+
+
 def lower_half(folder: Path, seed: int) -> Trainer:
     model = bert(seed=seed, num_hidden_layers=4)
     for part in (model.bert.embeddings, *model.bert.encoder.layer[:2]):
@@ -374,7 +378,7 @@ MORE = [
     Healthy("N05 class weights", lambda f, s: of(ClassWeights, f, s)),
     Healthy("N05 focal loss", lambda f, s: of(Trainer, f, s, compute_loss_func=focal)),
     Healthy("N14 biases alone", only_biases),
-    Healthy("N16 untied by design", lambda f, s: _lm(f, s, llama(seed=s, tie_word_embeddings=False))),
+    Healthy("N16 untied by design", untied),
     Healthy("N18 few of the words", lambda f, s: _lm(f, s, llama(seed=s), max_steps=60,
                                                      per_device_train_batch_size=2)),
     Healthy("N19 unused pooler", lambda f, s: _classifier(f, s, Pooled(bert(seed=s).config))),
