@@ -145,8 +145,8 @@ class Examiner:
         except Skip as reason:
             return ("skip", str(reason))
         except Exception as error:  # the probe border
-            if reason := excused(error):
-                return ("skip", reason)
+            if excuse := excused(error):
+                return ("skip", excuse)
             last = traceback.extract_tb(error.__traceback__)
             place = f"{last[-1].filename.rsplit('/', 1)[-1]}:{last[-1].lineno}" if last else "?"
             return ("crash", f"{type(error).__name__}: {error} ({probe.name}, {place})")

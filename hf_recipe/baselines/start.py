@@ -133,7 +133,7 @@ def _observe(subject: Subject) -> Start:
         if found is not None and (layer is None or layer.module is found[0].module):
             layer = found[0]
             # half precision inside autocast, single in the layer: it is drawn anew outside of it
-            hidden.append(found[1].to(layer.module.weight.dtype))
+            hidden.append(found[1].to(layer.weight.dtype))
         observed.append(loss)
         heads.append(head)
         if sum(h.logits.numel() for h in heads) + head.logits.numel() > ELEMENTS:

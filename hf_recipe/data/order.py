@@ -8,6 +8,7 @@ which they will be drawn, are compared with the same labels shuffled.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator as Iterate
 from collections.abc import Mapping, Sequence
@@ -94,7 +95,7 @@ def _composed(order: npt.NDArray[np.int64], classes: npt.NDArray[np.int64]) -> b
     if len(classes) < QUARTERS or float((np.diff(order) > 0).mean()) > 0.9:  # as stored, or sorted
         return False
     edges = np.linspace(0, len(classes), QUARTERS + 1).astype(int)
-    parts = [classes[a:b].reshape(1, -1) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [classes[a:b].reshape(1, -1) for a, b in itertools.pairwise(edges)]
     whole = _mean_entropy(classes.reshape(1, -1))
     return sum(map(_mean_entropy, parts)) / QUARTERS > 0.9 * whole
 

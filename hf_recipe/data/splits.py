@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
-from hf_recipe.core.finding import Fault
+from hf_recipe.core.finding import Fault, Severity
 from hf_recipe.data.hashing import Hashes, is_list, row_bits, table_hashes
 from hf_recipe.data.near import near_leak
 from hf_recipe.data.source import Roles, Source, roles_of, source_of
@@ -263,7 +263,7 @@ def split_leak(
     if overlap.note:
         parts.append(overlap.note)
     # What a random split of such rows gives is the data's nature: repeats, and a stray twin or two.
-    loud = "error" if share >= error_fraction else "warning"
+    loud: Severity = "error" if share >= error_fraction else "warning"
     yield Fault(
         message="; ".join(parts) + f" (compared: {', '.join(overlap.columns)})",
         severity=loud if beyond_chance else "note",
