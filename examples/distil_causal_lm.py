@@ -6,20 +6,13 @@ The student sees the data set's own rows (off-policy). To let it learn on text t
 itself, take TRL's class of the same name: ``from trl import DistillationTrainer``.
 """
 
-import argparse
 import codecs
 import contextlib
 import io
 
 import torch
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    Trainer,
-    TrainingArguments,
-    default_data_collator,
-    set_seed,
-)
+from common import arguments, asked, trained
+from transformers import LlamaConfig, LlamaForCausalLM, default_data_collator
 
 from hf_recipe import DistillationTrainer, DistillationTrainingArguments
 from hf_recipe.tune.teacher_cache import cache_teacher
@@ -46,31 +39,19 @@ def llama(width: int) -> LlamaForCausalLM:
     )
 
 
-def main() -> dict[str, float]:
-    """Train the teacher, cache what it says, distil; returns agreement and divergence."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output_dir", default="distil_causal_lm")
-    parser.add_argument("--epochs", type=float, default=12)
-    options = parser.parse_args()
-    set_seed(0)
+def main() -> None:
+    """Train the teacher, cache what it says, distil, say what has arrived."""
+    options = asked("distil_causal_lm", __doc__, epochs=12)
     text = torch.tensor(list(codecs.decode(this.s, "rot13").encode()))
     rows = [text[i : i + LENGTH] for i in range(0, len(text) - LENGTH, 4)]
     data = [{"input_ids": r, "attention_mask": torch.ones_like(r), "labels": r} for r in rows]
-    common = {
-        "output_dir": options.output_dir,
-        "num_train_epochs": options.epochs,
-        "learning_rate": 5e-3,
-        "per_device_train_batch_size": 16,
-        "save_strategy": "no",
-        "report_to": "none",
-    }
-    teacher, student = llama(64), llama(32)
-    Trainer(teacher, TrainingArguments(**common), train_dataset=data).train()
+    given = arguments(options, rate=5e-3, batch=16)
+    teacher, student = trained(llama(64), given, data), llama(32)
     folder = f"{options.output_dir}/teacher"
     cached = cache_teacher(teacher, data, default_data_collator, folder, temperature=1.0, top=12)
     trainer = DistillationTrainer(
         student,
-        DistillationTrainingArguments(**common, alpha=0.5, distill_temperature=1.0),
+        DistillationTrainingArguments(**given, alpha=0.5, distill_temperature=1.0),
         teacher=cached,
         train_dataset=data,
         eval_dataset=data,
@@ -78,7 +59,6 @@ def main() -> dict[str, float]:
     trainer.train()
     found, _ = fidelity(trainer)
     print(f"agreement {found.agreement:.3f}, KL {found.divergence:.3f} nats")
-    return {"agreement": found.agreement, "student_error": found.student_error}
 
 
 if __name__ == "__main__":

@@ -5,12 +5,10 @@
 A tenth of the student's rows keep their labels; the rest (-100) are taught by the teacher alone.
 """
 
-import argparse
-import copy
-
 import torch
+from common import arguments, asked, trained
 from sklearn.datasets import load_digits
-from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
+from transformers import ViTConfig, ViTForImageClassification
 
 from hf_recipe import DistillationTrainer, DistillationTrainingArguments
 from hf_recipe.tune.teacher_gain import class_table, fidelity
@@ -33,33 +31,21 @@ def vit(width: int) -> ViTForImageClassification:
     )
 
 
-def main() -> dict[str, float]:
-    """Train the teacher, distil it; returns agreement and errors."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output_dir", default="distil_image")
-    parser.add_argument("--epochs", type=float, default=12)
-    options = parser.parse_args()
-    set_seed(0)
+def main() -> None:
+    """Train the teacher, distil it, say what has arrived."""
+    options = asked("distil_image", __doc__, epochs=12)
     data = load_digits()
     pixels = torch.tensor(data.images / 16, dtype=torch.float32)[:, None]
     order = torch.randperm(len(pixels)).tolist()
     rows = [{"pixel_values": pixels[i], "labels": int(data.target[i])} for i in order]
     train, validation = rows[:1437], rows[1437:]
     few = [r if i % 10 == 0 else {**r, "labels": -100} for i, r in enumerate(train)]
-    common = {
-        "output_dir": options.output_dir,
-        "num_train_epochs": options.epochs,
-        "learning_rate": 3e-3,
-        "per_device_train_batch_size": 32,
-        "save_strategy": "no",
-        "report_to": "none",
-    }
-    teacher, student = vit(48), vit(24)
-    Trainer(teacher, TrainingArguments(**common), train_dataset=train).train()
+    given = arguments(options, rate=3e-3, batch=32)
+    teacher, student = trained(vit(48), given, train), vit(24)
     trainer = DistillationTrainer(
         student,
-        DistillationTrainingArguments(**common, alpha=0.9, distill_temperature=4.0),
-        teacher=copy.deepcopy(teacher),
+        DistillationTrainingArguments(**given, alpha=0.9, distill_temperature=4.0),
+        teacher=teacher,
         train_dataset=few,
         eval_dataset=validation,
     )
@@ -68,7 +54,6 @@ def main() -> dict[str, float]:
     for row in class_table(found).rows[:3]:
         print("class {}: {} rows, teacher {:.3f}, student {:.3f} nats".format(*row[:4]))
     print(f"agreement {found.agreement:.3f}, {found.parameters_ratio:.1f} x smaller")
-    return {"agreement": found.agreement, "student_error": found.student_error}
 
 
 if __name__ == "__main__":

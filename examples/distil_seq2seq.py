@@ -3,16 +3,9 @@
 python examples/distil_seq2seq.py          # under a minute on a processor, nothing to download
 """
 
-import argparse
-
 import torch
-from transformers import (
-    T5Config,
-    T5ForConditionalGeneration,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from common import arguments, asked, trained
+from transformers import T5Config, T5ForConditionalGeneration
 
 from hf_recipe import DistillationTrainer, DistillationTrainingArguments
 from hf_recipe.tune.teacher_gain import fidelity
@@ -36,13 +29,9 @@ def t5(width: int) -> T5ForConditionalGeneration:
     )
 
 
-def main() -> dict[str, float]:
-    """Train the teacher, distil it; returns agreement and errors."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output_dir", default="distil_seq2seq")
-    parser.add_argument("--epochs", type=float, default=15)
-    options = parser.parse_args()
-    set_seed(0)
+def main() -> None:
+    """Train the teacher, distil it, say what has arrived."""
+    options = asked("distil_seq2seq", __doc__, epochs=15)
     end = torch.tensor([END])
     rows = []
     for digits in torch.randint(2, 12, (1200, LENGTH)):
@@ -50,19 +39,11 @@ def main() -> dict[str, float]:
         labels = torch.cat([digits.flip(0), end])
         rows.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
     train, validation = rows[:1000], rows[1000:]
-    common = {
-        "output_dir": options.output_dir,
-        "num_train_epochs": options.epochs,
-        "learning_rate": 3e-3,
-        "per_device_train_batch_size": 25,
-        "save_strategy": "no",
-        "report_to": "none",
-    }
-    teacher, student = t5(48), t5(24)
-    Trainer(teacher, TrainingArguments(**common), train_dataset=train).train()
+    given = arguments(options, rate=3e-3, batch=25)
+    teacher, student = trained(t5(48), given, train), t5(24)
     trainer = DistillationTrainer(
         student,
-        DistillationTrainingArguments(**common),
+        DistillationTrainingArguments(**given),
         teacher=teacher,
         train_dataset=train,
         eval_dataset=validation,
@@ -70,7 +51,6 @@ def main() -> dict[str, float]:
     trainer.train()
     found, _ = fidelity(trainer)
     print(f"agreement {found.agreement:.3f}, student's error {found.student_error:.3f}")
-    return {"agreement": found.agreement, "student_error": found.student_error}
 
 
 if __name__ == "__main__":

@@ -6,20 +6,14 @@ The rows are lines of the standard library's own source, byte by byte, tagged by
 Spaces between tokens are not supervised (-100).
 """
 
-import argparse
 import inspect
 import io
 import textwrap
 import tokenize
 
 import torch
-from transformers import (
-    BertConfig,
-    BertForTokenClassification,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from common import arguments, asked, trained
+from transformers import BertConfig, BertForTokenClassification
 
 from hf_recipe import DistillationTrainer, DistillationTrainingArguments
 from hf_recipe.tune.teacher_gain import class_table, fidelity
@@ -70,28 +64,16 @@ def bert(width: int) -> BertForTokenClassification:
     )
 
 
-def main() -> dict[str, float]:
-    """Train the teacher, distil it; returns agreement and errors."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output_dir", default="distil_token_classification")
-    parser.add_argument("--epochs", type=float, default=15)
-    options = parser.parse_args()
-    set_seed(0)
+def main() -> None:
+    """Train the teacher, distil it, say what has arrived."""
+    options = asked("distil_token_classification", __doc__, epochs=15)
     rows = lines()
     train, validation = rows[: len(rows) * 4 // 5], rows[len(rows) * 4 // 5 :]
-    common = {
-        "output_dir": options.output_dir,
-        "num_train_epochs": options.epochs,
-        "learning_rate": 5e-3,
-        "per_device_train_batch_size": 16,
-        "save_strategy": "no",
-        "report_to": "none",
-    }
-    teacher, student = bert(48), bert(16)
-    Trainer(teacher, TrainingArguments(**common), collate, train_dataset=train).train()
+    given = arguments(options, rate=5e-3, batch=16)
+    teacher, student = trained(bert(48), given, train, collate), bert(16)
     trainer = DistillationTrainer(
         student,
-        DistillationTrainingArguments(**common, divergence="jsd"),
+        DistillationTrainingArguments(**given, divergence="jsd"),
         collate,
         teacher=teacher,
         train_dataset=train,
@@ -102,7 +84,6 @@ def main() -> dict[str, float]:
     for row in class_table(found).rows:
         print("{}: {} letters, teacher {:.3f}, student {:.3f} nats".format(*row[:4]))
     print(f"agreement {found.agreement:.3f}")
-    return {"agreement": found.agreement, "student_error": found.student_error}
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hf_recipe.regularize.augment import Augmentation as Augmentation
     from hf_recipe.regularize.averaging import WeightAveraging as WeightAveraging
     from hf_recipe.regularize.averaging import average_weights as average_weights
+    from hf_recipe.regularize.best_checkpoints import BestCheckpoints as BestCheckpoints
     from hf_recipe.regularize.dropout import set_dropout as set_dropout
     from hf_recipe.regularize.early_stopping import EarlyStopping as EarlyStopping
     from hf_recipe.regularize.simulate import Simulated as Simulated
@@ -58,6 +59,7 @@ _HOMES = {
     "CHECKS": "hf_recipe.catalogue",
     "DistillationTrainer": "hf_recipe.tune.distillation",
     "DistillationTrainingArguments": "hf_recipe.tune.distillation_arguments",
+    "BestCheckpoints": "hf_recipe.regularize.best_checkpoints",
     "EarlyStopping": "hf_recipe.regularize.early_stopping",
     "GrowInput": "hf_recipe.complexify.growth",
     "HockeyStickCallback": "hf_recipe.trainer.callback",

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     add("run", _never, "the whole recipe, as scripts/recipe.py (hf-recipe run --help)")
-    add("sweep", _never, "a search: init, run, point (hf-recipe sweep --help)")
+    add("sweep", _never, "a search: init, run, report, point (hf-recipe sweep --help)")
     demo = add("demo", _demo, "three planted bugs on a tiny model, offline, found in seconds")
     demo.add_argument("--output_dir", default="recipe_demo")
     look = add("inspect", _inspect, "the data report on a file or a folder of images")
@@ -224,17 +225,51 @@ def _tell_state(path: Path) -> None:
 def _inspect(options: Any) -> int:
     from hf_recipe.inspection import inspect_dataset
 
-    try:
-        report = inspect_dataset(
-            options.path, label=options.label, text=options.text, image=options.image
-        )
-    except (ValueError, TypeError, OSError) as error:
-        raise UsageError(str(error).splitlines()[0]) from None
+    with _launched() as leads:
+        try:
+            report = inspect_dataset(
+                options.path, label=options.label, text=options.text, image=options.image,
+                together=True,
+            )  # fmt: skip
+        except (ValueError, TypeError, OSError) as error:
+            raise UsageError(str(error).splitlines()[0]) from None
+    if not leads:
+        return CLEAN
+    _name_file(report, options.path)
     folder = Path(options.output_dir)
     report.to_json(folder / "report.json")
     report.to_html(folder / "report.html")
     _say(report, str(folder / "report.html"))
     return exit_code(report, options.fail_on)
+
+
+@contextlib.contextmanager
+def _launched() -> Iterator[bool]:
+    """The group of a launch by torchrun or accelerate; yields whether this process leads it."""
+    import torch.distributed as dist
+
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available()
+    if not launched:
+        yield True
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield dist.get_rank() == 0
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def _name_file(report: Any, path: str) -> None:
+    """Fixes that go on with this file name it."""
+    import dataclasses
+    import shlex
+
+    for place, finding in enumerate(report.flat):
+        _, known, command = (finding.fix or "").rpartition("hf-recipe review rows.parquet")
+        if known:
+            fix = f"hf-recipe review {shlex.quote(path)}{command}"
+            report.flat[place] = dataclasses.replace(finding, fix=fix)
 
 
 def exit_code(report: Any, fail_on: str) -> int:

@@ -30,6 +30,21 @@ def _alone(outcome: Outcome) -> Outcome:
 UNRUNNABLE = frozenset({"label-out-of-range", "token-out-of-range"})
 
 
+# What a check still waits for at the end, by the first moment at which its evidence exists.
+ABSENT: dict[Moment, str] = {
+    "dataset": "no data set was looked at",
+    "batch": "no batch was made",
+    "static": "no Trainer was looked at",
+    "probe": "the model was not run",
+    "run": "no training was watched",
+    "eval": "no evaluation was watched",
+    "end": "no run came to its end",
+    "ranks": "one process alone",
+    "resume": "nothing was resumed",
+    "study": "no study was looked at",
+}
+
+
 class Examiner:
     """Runs probes, judges measurements, and tells `hear` of every finding that is new.
 
@@ -39,6 +54,9 @@ class Examiner:
         hear: called with each new finding, on every process.
         agree: makes rank 0's outcome the outcome of all ranks; identity on one process.
         leads: whether this process is rank 0, which alone reads data.
+
+    Attributes:
+        patient: whether what is found healthy while training waits for `settle`.
     """
 
     def __init__(
@@ -62,6 +80,8 @@ class Examiner:
         self.report.settings = {f.name: getattr(settings, f.name) for f in fields(settings)}
         self._known = _baseline(settings.baseline)
         self.expected_seen: set[str] = set()
+        self.patient = False
+        self._quiet: dict[tuple[str, Moment, str], tuple[Measurement, int | None]] = {}
 
     # ---------------------------------------------------------------- what is wanted
 
@@ -185,17 +205,12 @@ class Examiner:
                     self.expected_seen.add(finding.check)
                 elif finding.identity not in self._known:
                     found.append(finding)
-        if judged:
-            stored = Stored(
-                kind=kind,
-                version=type(measurement).version,
-                moment=moment,
-                split=split,
-                step=step,
-                values=measurement.values(),
-                private=private_paths(type(measurement)),  # type: ignore[arg-type]
-            )
-            self.report.store(stored, keep=bool(found))
+        if judged and found:
+            self.report.store(_stored(measurement, moment, split, step), keep=True)
+        elif judged:
+            self._quiet[kind, moment, split] = (measurement, step)
+            if not self.patient or moment not in ("run", "eval"):  # of the others each stays
+                self.settle()
         for finding in found:
             if step is None and self._stands(finding):
                 continue  # the same probe, asked again before step 1
@@ -203,6 +218,16 @@ class Examiner:
             if standing.count == finding.count:
                 self.hear(finding)
         return found
+
+    def settle(self) -> None:
+        """Write into the report what was measured since the last call and found healthy.
+
+        While training the newest of a kind replaces the one before; so it is made JSON only when
+        somebody reads the report.
+        """
+        quiet, self._quiet = self._quiet, {}
+        for (_, moment, split), (measurement, step) in quiet.items():
+            self.report.store(_stored(measurement, moment, split, step))
 
     def _stands(self, finding: Finding) -> bool:
         return any(
@@ -220,7 +245,7 @@ class Examiner:
             default = (
                 f"runs by its own call: {check.call}"
                 if check.call
-                else f"its moment did not come ({', '.join(check.moments)})"
+                else f"{ABSENT[check.moments[0]]} ({', '.join(check.moments)})"
             )
             self.report.skipped.setdefault(name, (reasons or {}).get(name, default))
         for name in self.settings.expect:
@@ -249,6 +274,18 @@ def _baseline(path: str | None) -> set[tuple[str, str, str]]:
 
 def _everything(report: Report) -> Iterator[Finding]:
     yield from report.flat
+
+
+def _stored(measurement: Measurement, moment: Moment, split: str, step: int | None) -> Stored:
+    return Stored(
+        kind=measurement.kind(),
+        version=type(measurement).version,
+        moment=moment,
+        split=split,
+        step=step,
+        values=measurement.values(),
+        private=private_paths(type(measurement)),  # type: ignore[arg-type]
+    )
 
 
 def excused(error: BaseException) -> str | None:

@@ -20,7 +20,9 @@ from hf_recipe.core.check import Skip
 from hf_recipe.core.config import Settings
 from hf_recipe.core.exhibit import Answer
 from hf_recipe.core.report import Report
+from hf_recipe.data.columns import share_summaries
 from hf_recipe.data.preview import preview
+from hf_recipe.data.remembered import remembering
 from hf_recipe.data.source import (
     LABELS,
     Roles,
@@ -31,6 +33,7 @@ from hf_recipe.data.source import (
 )
 from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.batches import Rows, has_rows
+from hf_recipe.instruments.distributed import from_rank_0, rank, world_size
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.subject import Subject
 
@@ -49,6 +52,7 @@ def inspect_dataset(
     model: Any = None,
     ignore: Sequence[str] = (),
     thresholds: Mapping[str, Mapping[str, Any]] | None = None,
+    together: bool = False,
 ) -> Report:
     """Look at a data set and say what stands in it, what is wrong, what could not be checked.
 
@@ -61,6 +65,8 @@ def inspect_dataset(
         model: what the labels and token ids are to fit.
         ignore: checks not to run.
         thresholds: keyword arguments of judging functions, by check.
+        together: all processes of a launch call this with the same data; each reads its part of
+            the rows for the columns' numbers, the first one asks the rest, all get its report.
 
     Raises:
         ValueError: a column that is not there (with the nearest name), a split without rows, a
@@ -87,14 +93,18 @@ def inspect_dataset(
     report = Report(title="Data set")
     report.answer(Answer("Which columns are the input and the label?", "data", guessed))
     report.environment["rows"] = {n: s.total or s.note for n, s in sources.items()}
-    examiner = Examiner(settings, report)
+    if together and world_size() > 1:
+        share_summaries(subject)
+        examiner = Examiner(settings, report, agree=from_rank_0, leads=rank() == 0)
+    else:
+        examiner = Examiner(settings, report)
 
     def guard() -> Any:
         return quiet(subject.model)
 
     for probe in PROBES.values():
         if probe.moment in ("dataset", "batch"):
-            examiner.examine(probe, subject, guard)
+            examiner.examine(remembering(probe), subject, guard)
     with guard():
         try:
             for exhibit in preview(subject):
@@ -167,7 +177,20 @@ def _read_file(path: Path) -> Any:
     options = pyarrow.csv.ParseOptions(
         delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True
     )
-    return datasets.Dataset(pyarrow.csv.read_csv(path, parse_options=options))
+    table = pyarrow.csv.read_csv(path, parse_options=options)
+    _require_closed_quotes(path, table)
+    return datasets.Dataset(table)
+
+
+def _require_closed_quotes(path: Path, table: pa.Table) -> None:
+    """Raise ValueError where a quote that never closes has swallowed the rest of the file."""
+    texts = [c for c in table.columns if pa.types.is_string(c.type) and len(c)]
+    if not any("\n" in (c[-1].as_py() or "") for c in texts):
+        return
+    with path.open("rb") as file:
+        quotes = sum(part.count(b'"') for part in iter(lambda: file.read(1 << 20), b""))
+    if quotes % 2:
+        raise ValueError(f"row {table.num_rows - 1} opens a quote that never closes")
 
 
 def _is_lines(path: Path) -> bool:
@@ -229,7 +252,12 @@ def subject_of(
     """A subject without a Trainer: data alone, with a model where one was given."""
     collate = collator(processing_class, roles, sources[main])
     rows = {
-        name: Rows(data, data if has_rows(data) else None, collate, name)
+        name: Rows(
+            data,
+            None if not has_rows(data) else undecoded(data) if collate is _no_collator else data,
+            collate,
+            name,
+        )
         for name, data in splits.items()
     }
     subject = Subject(
@@ -243,6 +271,18 @@ def subject_of(
     for name, source in sources.items():
         subject.cache[f"source:{'train' if name == main else name}"] = source
     return subject
+
+
+def undecoded(data: Any) -> Any:
+    """`data` with its images and recordings left as files: no batch is made of them here."""
+    import datasets
+
+    if not isinstance(data, datasets.Dataset):
+        return data
+    for name, feature in data.features.items():
+        if isinstance(feature, (datasets.Image, datasets.Audio)) and feature.decode:
+            data = data.cast_column(name, type(feature)(decode=False))
+    return data
 
 
 def collator(

@@ -2,10 +2,14 @@
 
     python scripts/benchmark_distill.py            # every target; exits 1 when one is missed
     python scripts/benchmark_distill.py --quick    # width 64 alone, without the quality runs
+    python scripts/benchmark_distill.py --trl ENV  # against TRL, too, of that environment
+
+TRL's chunked path is measured in an environment of its own: `python -m venv ENV`, then
+`ENV/bin/pip install trl` beside this project's dependencies.
 
 Peak memory is the high-water mark of a process of its own (VmHWM, reset after the inputs are
-there), so that what initialising left behind is not counted. Time is paired: naive and chunked in
-turn, the ratio of each pair, its median.
+there), so that what initialising left behind is not counted. Time is the processor's, in pairs:
+naive and chunked in turn, the ratio of each pair, its median.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
+import importlib.util
 import json
 import math
 import statistics
@@ -37,6 +42,9 @@ MEBIBYTE = 2**20
 TOTAL_TARGETS = {64: {"forward_kl": 8.0, "reverse_kl": 8.0, "skewed_kl": 8.0, "jsd": 12.0}}
 BEYOND_TARGETS = {512: 8.0, 2048: 6.0}
 SLOWEST, TOLERANCE = 1.0, 1e-5
+TRL_BETAS = {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}  # it knows no skewed one
+TRL_SHARE = 1 / 3  # of its peak
+OURS = ("naive", "chunked")
 
 
 def naive_divergence(
@@ -81,11 +89,30 @@ def inputs(width: int, rows: int, vocabulary: int = VOCABULARY, dtype=torch.floa
     return [*student, draw(rows, width), draw(vocabulary, width).mul_(0.1), labels]
 
 
+def trl_divergence(
+    student_hidden: torch.Tensor,
+    student_weight: torch.Tensor,
+    teacher_hidden: torch.Tensor,
+    teacher_weight: torch.Tensor,
+    labels: torch.Tensor,
+    kind: str,
+) -> torch.Tensor:
+    """TRL's chunked path, as its DistillationTrainer calls it on a processor."""
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+    rows, _ = ChunkedDivergenceFunction.apply(
+        student_hidden, student_weight, None, teacher_hidden, teacher_weight, None, TRL_BETAS[kind]
+    )
+    kept = labels != -100
+    return rows.masked_fill(~kept, 0).sum() / kept.sum()
+
+
 def losses() -> dict[str, Callable[..., torch.Tensor]]:
-    """The two implementations by name."""
+    """The implementations by name."""
     return {
         "naive": naive_divergence,
         "chunked": lambda *tensors, kind: chunked_divergence(*tensors, kind=kind),
+        "trl": trl_divergence,
     }
 
 
@@ -106,19 +133,53 @@ def child(implementation: str, kind: str, width: int, rows: int) -> None:
     gc.collect()
     resident = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    losses()[implementation](*tensors, kind=kind).backward()
-    print(json.dumps({"peak": status("VmHWM") - resident}))
+    loss = losses()[implementation](*tensors, kind=kind)
+    loss.backward()
+    print(json.dumps({"peak": status("VmHWM") - resident, "loss": loss.item()}))
+
+
+def measured(
+    implementation: str, kind: str, width: int, rows: int, python: str = sys.executable
+) -> dict[str, float]:
+    """``peak``, in MiB, and ``loss`` of a process that does nothing else."""
+    command = [python, __file__, "--child", implementation, kind, str(width), str(rows)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{implementation}, {kind}: {done.stderr.strip().splitlines()[-1]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def peak(implementation: str, kind: str, width: int, rows: int) -> float:
-    """The peak, in MiB, of a process that does nothing else."""
-    command = [sys.executable, __file__, "--child", implementation, kind, str(width), str(rows)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout.splitlines()[-1])["peak"])
+    """The peak of `measured`."""
+    return measured(implementation, kind, width, rows)["peak"]
+
+
+def against_trl(figures: Figures, python: str, width: int = 64) -> None:
+    """Our peak as a share of TRL's, and that both compute the same."""
+    for kind in TRL_BETAS:
+        ours, theirs = (
+            measured("chunked", kind, width, ROWS),
+            measured("trl", kind, width, ROWS, python),
+        )
+        note = f"{ours['peak']:.0f} MiB against {theirs['peak']:.0f}"
+        name = f"peak as a share of TRL's, width {width}, {kind}"
+        figures.record(name, ours["peak"] / theirs["peak"], most=TRL_SHARE, note=note)
+        apart = abs(ours["loss"] - theirs["loss"]) / abs(theirs["loss"])
+        figures.record(f"loss against TRL's, {kind}", apart, most=TOLERANCE)
+
+
+def trl_python(environment: Path | None) -> str | None:
+    """The interpreter that has TRL: of the environment given, or this one; None: neither."""
+    if environment is not None:
+        found = environment / "bin" / "python"
+        if not found.is_file():
+            raise SystemExit(f"--trl {environment}: no environment, there is no {found}")
+        return str(found)
+    return sys.executable if importlib.util.find_spec("trl") else None
 
 
 def time_ratio(kind: str, width: int, pairs: int) -> dict[str, float]:
-    """Seconds of chunked over seconds of naive, as the median of pairs in alternating order."""
+    """Processor seconds of chunked over those of naive: the median of alternating pairs."""
     tensors = inputs(width, ROWS)
     functions = losses()
     ratios, seconds = [], {"naive": [], "chunked": []}
@@ -127,9 +188,9 @@ def time_ratio(kind: str, width: int, pairs: int) -> dict[str, float]:
         spent = {}
         for name in order:
             tensors[0].grad = tensors[1].grad = None
-            started = time.perf_counter()
+            started = time.process_time()
             functions[name](*tensors, kind=kind).backward()
-            spent[name] = time.perf_counter() - started
+            spent[name] = time.process_time() - started
         if turn:  # the first pair warms up
             ratios.append(spent["chunked"] / spent["naive"])
             for name, value in spent.items():
@@ -237,9 +298,12 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="width 64 alone, no quality runs")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of the quality runs")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the JSON")
+    parser.add_argument("--trl", type=Path, help="environment that has TRL; default: this one")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    python = trl_python(options.trl)
     command = "scripts/benchmark.py distill" + (" --quick" if options.quick else "")
+    command += " --trl ENV" if python else ""
     figures = Figures(command, f"Distillation loss at {VOCABULARY:,} classes, {ROWS} rows")
 
     for kind in KINDS:
@@ -249,10 +313,14 @@ def main() -> int:
         figures.record(f"peak ratio, width 64, {kind}", ratio, least=target)
         spent = time_ratio(kind, 64, 3)["ratio"]
         figures.record(f"time ratio, width 64, {kind}", spent, most=SLOWEST)
+    if python:
+        against_trl(figures, python)
+    else:
+        print("TRL is not here: its chunked path is not measured; see --trl")
     for width, target in {} if options.quick else BEYOND_TARGETS.items():
         head = VOCABULARY * width * 4 / MEBIBYTE
         for kind in ("forward_kl", "jsd"):
-            naive, chunked = (peak(name, kind, width, ROWS) - head for name in losses())
+            naive, chunked = (peak(name, kind, width, ROWS) - head for name in OURS)
             name = f"peak ratio beyond the head, width {width}, {kind}"
             figures.record(name, naive / chunked, least=target)
             pairs = 3 if width < 1024 else 1

@@ -21,6 +21,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from hf_recipe.testing import traces
+
 VOCABULARY = 64
 
 
@@ -149,18 +151,8 @@ def classifier(folder: Path, **changes: Any) -> Trainer:
 
 
 def signature(trainer: Trainer) -> str:
-    """A hash of weights, optimizer state, random state and logged losses."""
+    """A hash of what the run left: weights, optimizer state, random states, logged losses."""
     digest = hashlib.sha256()
-    for value in trainer.model.state_dict().values():
-        digest.update(value.detach().cpu().numpy().tobytes())
-    for state in trainer.optimizer.state_dict()["state"].values():
-        for value in state.values():
-            if isinstance(value, torch.Tensor):
-                digest.update(value.cpu().numpy().tobytes())
-    digest.update(torch.get_rng_state().numpy().tobytes())
-    kept = [
-        {k: v for k, v in entry.items() if "loss" in k or "norm" in k or k == "step"}
-        for entry in trainer.state.log_history
-    ]
-    digest.update(repr(kept).encode())
+    for name, value in traces(trainer).items():
+        digest.update(name.encode() + value)
     return digest.hexdigest()

@@ -18,6 +18,7 @@ NAMES = [
     "CHECKS",
     "DistillationTrainer",
     "DistillationTrainingArguments",
+    "BestCheckpoints",
     "EarlyStopping",
     "GrowInput",
     "HockeyStickCallback",

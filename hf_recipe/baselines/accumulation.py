@@ -18,6 +18,7 @@ from typing import Annotated
 import torch
 
 from hf_recipe.baselines.loss_units import EmulatedStep, LossUnit, require_stock_steps
+from hf_recipe.baselines.step_gradient import never_divided
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault, Severity
 from hf_recipe.instruments.batches import Batch
@@ -216,13 +217,13 @@ LOSS_SCALED_BY_ACCUMULATION = Check(
     name="loss-scaled-by-accumulation",
     stage="baselines",
     severity="error",
-    moments=("probe",),
+    moments=("probe", "run"),
     why="Loss and gradient then grow with the split, not with the rows: rates, clipping and "
     "curves no longer compare between machines.",
     fix="trainer.model_accepts_loss_kwargs = False",
     source="transformers issues 34191 (2024) and 46731 (2026); Karpathy (2019)",
     unsure="An auxiliary term that the model never divides is reported as a note or warning. A "
     "mean per micro-batch over labels of unequal number was the custom for years.",
-    judges=(scaled_by_splitting, weighted_by_micro_batch),
+    judges=(scaled_by_splitting, weighted_by_micro_batch, never_divided),
     explains=("clipping-dominates",),
 )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,12 +21,13 @@ from hf_recipe.instruments.distributed import from_all_ranks, world_size
 from hf_recipe.instruments.fitting import NoRoom, knee, largest_fitting, noise_scale
 from hf_recipe.instruments.memory import TensorBytes, free_bytes
 from hf_recipe.instruments.row_lengths import longest_rows
+from hf_recipe.instruments.spare_optimizer import spare_optimizer
 from hf_recipe.instruments.subject import Subject
 
 USABLE = 0.8  # share of what is free on a CPU: others use the machine too
 ROUNDS = 5  # timings of each size; their median counts
 LONGEST = 64  # rows that large batches repeat
-GROUPS, MICRO = 8, 8  # large batches, and micro-batches in each, of the noise scale
+GROUPS, MICRO = 20, 8  # large batches, and micro-batches in each, of the noise scale
 MICRO_ROWS = 8
 
 
@@ -61,7 +60,7 @@ def find_batch_size(
         raise Skip(reason or "there are no rows")
     chosen, length = longest_rows(rows, LONGEST)
     found, errors = None, ""
-    with _set_up(subject) as optimizer:
+    with spare_optimizer(subject, moves=False) as optimizer:
         try:
             bench = _Bench(subject, rows, chosen, optimizer, memory, seconds, clock)
             found = replace(bench.search(), longest=length)
@@ -87,40 +86,6 @@ def _agree(found: BatchSize | None, error: str) -> BatchSize:
     kept = [f for f, _ in everyone if f is not None]
     least = min(kept, key=lambda f: f.largest)
     return replace(least, bounded=all(f.bounded for f in kept), processes=len(everyone))
-
-
-@contextlib.contextmanager
-def _set_up(subject: Subject) -> Iterator[torch.optim.Optimizer]:
-    """The optimizer without its state and at rate 0, weights kept on the CPU, put back after."""
-    if subject.optimizer is None:
-        raise Skip("there is no optimizer before train() here, so its state has no room kept")
-    optimizer = getattr(subject.optimizer, "optimizer", subject.optimizer)
-    model: Any = subject.model
-    args = subject.args
-    state, groups = optimizer.state, [{**group} for group in optimizer.param_groups]
-    weights = [(p, p.detach().to("cpu", copy=True)) for p in model.parameters()]
-    recompute = bool(getattr(args, "gradient_checkpointing", False)) and not getattr(
-        model, "is_gradient_checkpointing", True
-    )
-    if recompute:  # the Trainer switches it on in train()
-        model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
-    optimizer.state = defaultdict(dict)
-    for group in optimizer.param_groups:
-        if isinstance(group.get("lr"), (int, float)):  # Adafactor may have none
-            group["lr"] = 0.0
-    try:
-        yield optimizer
-    finally:
-        optimizer.state = state
-        for group, kept in zip(optimizer.param_groups, groups, strict=True):
-            group.clear()
-            group.update(kept)
-        if recompute:
-            model.gradient_checkpointing_disable()
-        with torch.no_grad():
-            for parameter, value in weights:
-                parameter.grad = None
-                parameter.copy_(value)
 
 
 class _Bench:
@@ -283,11 +248,15 @@ def _held(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
 
 def _noise(subject: Subject, rows: Rows, largest: int) -> tuple[float, float, float]:
     """The gradient noise scale in evaluation mode: dropout would add noise of its own."""
-    small = min(MICRO_ROWS, largest, len(rows) // (GROUPS * MICRO))
+    small = min(MICRO_ROWS, largest, len(rows) // MICRO)
     if small < 1:
         return math.nan, math.nan, math.nan
-    order = rows.evenly_spaced(GROUPS * MICRO * small)
-    mixed = torch.randperm(len(order), generator=torch.Generator().manual_seed(0)).tolist()
+    large = MICRO * small  # rows of a large batch, none of them twice
+    chosen, draw = rows.evenly_spaced(GROUPS * large), torch.Generator().manual_seed(0)
+    order = [chosen[i] for i in torch.randperm(len(chosen), generator=draw).tolist()]
+    while len(order) < GROUPS * large:  # a small set: every large batch is drawn from all of it
+        order = order[: len(order) // large * large]
+        order += [chosen[i] for i in torch.randperm(len(chosen), generator=draw).tolist()]
     subject.model.eval()
     trained = [p for p in subject.model.parameters() if p.requires_grad]
     few, many = [], []
@@ -295,7 +264,7 @@ def _noise(subject: Subject, rows: Rows, largest: int) -> tuple[float, float, fl
         squares, total = [], [torch.zeros_like(p) for p in trained]
         for part in range(MICRO):
             start = (group * MICRO + part) * small
-            batch = rows.batch([order[i] for i in mixed[start : start + small]])
+            batch = rows.batch(order[start : start + small])
             loss = subject.compute_loss(batch.to(subject.device).inputs)
             found = torch.autograd.grad(loss, trained, allow_unused=True)
             each = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, found)]  # noqa: B905
@@ -303,7 +272,7 @@ def _noise(subject: Subject, rows: Rows, largest: int) -> tuple[float, float, fl
             torch._foreach_add_(total, each)
         few.append(statistics.fmean(squares))
         many.append(_square(total) / MICRO**2)
-    return noise_scale(few, many, small=small, large=small * MICRO)
+    return noise_scale(few, many, small=small, large=large, population=len(rows))
 
 
 def _square(gradients: Sequence[torch.Tensor]) -> float:

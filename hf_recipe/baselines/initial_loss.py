@@ -47,7 +47,8 @@ class InitialLoss(Measurement):
         task, problem_type: how the head was read.
         outputs, rows, groups: of the head; supervised rows and the examples they come from.
         relation: how `observed` follows from the logits: "mean", "sum", "negative", "zero",
-            "not finite", "scaled", "applied twice", "sum over outputs", "weighted" or "custom".
+            "not finite", "scaled", "applied twice", "no logarithm", "no softmax",
+            "sum over outputs", "weighted" or "custom".
         ratio: observed / recomputed.
         redrawn: the loss under output layers drawn anew, one number per draw.
         remade: the loss of the first batch under whole models drawn anew.
@@ -152,6 +153,14 @@ def relation_of(start: Start) -> str:
         return "applied twice"
     if all_near(means, start.rounding):
         return "mean"
+    if start.pooled.problem_type == SOFTMAX:
+        for name, scores in (
+            ("no logarithm", [h.logits.softmax(-1) for *_, h in pairs]),
+            ("no softmax", [h.logits for *_, h in pairs]),
+        ):
+            own = [-_of_labels(s, h) for s, (*_, h) in zip(scores, pairs, strict=True)]
+            if all_near(own, 1e-4):
+                return name
     if all(seen == 0 for seen, _, _ in pairs):
         return "zero"
     if any(seen < 0 for seen, _, _ in pairs) and all(own > 0 for own in means):
@@ -167,6 +176,11 @@ def relation_of(start: Start) -> str:
     if len(ratios) > 1 and max(ratios) - min(ratios) <= 1e-3 * abs(ratios[0]) and not start.bends:
         return "scaled"
     return "custom"
+
+
+def _of_labels(scores: torch.Tensor, head: Head) -> float:
+    """The mean score of the right class."""
+    return float(scores.gather(-1, head.labels[:, None]).double().mean())
 
 
 def _is_between(seen: float, head: Head) -> bool:
@@ -193,6 +207,9 @@ _RELATIONS = {
     "sum": "adds up over the batch instead of averaging, so it grows with the batch size",
     "scaled": "is the mean loss times a constant",
     "applied twice": "turns the logits into probabilities twice",
+    "no logarithm": "is minus the mean probability of the right class: the logarithm is missing",
+    "no softmax": "is minus the mean logit of the right class: log_softmax is missing, and it has "
+    "no lower end",
 }
 
 
@@ -293,6 +310,8 @@ _FIXES = {
     "zero": "check that compute_loss returns the loss of the labels, not a constant",
     "scaled": "return the mean loss unscaled; the Trainer divides by accumulation itself",
     "applied twice": "pass the logits to the loss; it applies softmax or sigmoid itself",
+    "no logarithm": "loss = F.cross_entropy(logits, labels)",
+    "no softmax": "loss = F.cross_entropy(logits, labels)",
     "not finite": "check labels, inputs and the output layer's weights for NaN and infinity",
 }
 

@@ -180,12 +180,11 @@ def _sequences(subject: Subject) -> tuple[Trace, Leaf]:
         if leaf.name == "input_ids":
             raise Skip("the decoder's tokens cannot be followed")
         return made, leaf
-    declared = name.endswith(("ForCausalLM", "LMHeadModel")) or getattr(config, "is_decoder", False)
-    if (
-        declared
-        or read_head(subject.model, made.batch.inputs, made.outputs, observed=float(made.loss)).task
-        == "causal"
-    ):
+    if name.endswith(("ForCausalLM", "LMHeadModel")) or getattr(config, "is_decoder", False):
+        return made, leaf
+    observed = float(made.loss.detach())
+    head = read_head(subject.model, made.batch.inputs, made.outputs, observed=observed)
+    if head.task == "causal":
         return made, leaf
     raise Skip("the model predicts no next token, so it may see all of them")
 

@@ -2,7 +2,8 @@
 
 Predictions of shape (rows, 1) against labels of shape (rows,) make a table of every prediction
 against every label: the loss falls to the labels' variance and stays there. A softmax in front of
-a cross-entropy leaves a floor far above zero. Both are seen in the operands of one pass.
+a cross-entropy leaves a floor far above zero; without the logarithm that nll_loss leaves to its
+caller, the surest rows teach the least. All are seen in the operands of one pass.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ EXPECTING_LOGITS = {
     torch.log_softmax: "log_softmax",
     torch.Tensor.log_softmax: "log_softmax",
 }
+EXPECTING_LOGARITHMS = {functional.nll_loss: "nll_loss", functional.kl_div: "kl_div"}
 SQUASHING = ("SoftmaxBackward", "SigmoidBackward")
 RESHAPING = (
     "View", "Reshape", "Squeeze", "Unsqueeze", "ToCopy", "Clone", "Transpose", "Permute",
@@ -73,10 +75,10 @@ class Operands(Measurement):
 
 @dataclass(frozen=True)
 class LogitsGiven(Measurement):
-    """What went where logits are expected.
+    """What went where logits, or log-probabilities, are expected.
 
     Attributes:
-        seen: calls that expect logits.
+        seen: calls that expect them.
         where: those of them that got probabilities.
         made_by: "softmax" or "sigmoid" where the graph shows it, "values" where only the numbers
             do (in [0, 1], adding up to 1); one per call.
@@ -104,7 +106,7 @@ class OperandWatch:
         """Look at one call before it runs."""
         try:
             kind = ELEMENTWISE.get(function) or ARITHMETIC.get(function)
-            expects = EXPECTING_LOGITS.get(function)
+            expects = EXPECTING_LOGITS.get(function) or EXPECTING_LOGARITHMS.get(function)
         except TypeError:  # not hashable
             return
         if kind is not None:
@@ -157,7 +159,8 @@ class OperandWatch:
         if not values.numel() or not bool(((values >= 0) & (values <= 1)).all()):
             return
         made_by = squashed_by(given)
-        axis = 1 if function is functional.cross_entropy and given.ndim > 1 else -1
+        by_class = function in (functional.cross_entropy, functional.nll_loss)
+        axis = 1 if by_class and given.ndim > 1 else -1
         count = values.shape[axis] if values.ndim else 1
         sums = values.sum(axis) if values.ndim else values
         if made_by is None and where != "binary_cross_entropy_with_logits" and count > 1:
@@ -223,17 +226,20 @@ def shapes_broadcast(operands: Operands) -> Iterator[Fault]:
 
 
 def probabilities_given(given: LogitsGiven) -> Iterator[Fault]:
-    """A softmax or sigmoid stands in front of a loss that applies its own."""
+    """Probabilities in the place of logits, or of their logarithms."""
     if not given.where:
         return
     where, made_by = given.where[0], given.made_by[0]
     what = {"softmax": "a softmax's output", "sigmoid": "a sigmoid's output"}.get(
         made_by, "numbers in [0, 1] that add up to 1"
     )
+    expected, fix = "logits", "return logits  # no softmax or sigmoid: the loss applies its own"
+    if where in EXPECTING_LOGARITHMS.values():
+        expected, fix = "log-probabilities", f"F.{where}(logits.log_softmax(-1), ...)  # the log"
     yield Fault(
-        f"{where} expects logits and gets {what}",
-        evidence={"seen": what, "expected": "logits", "outputs": given.outputs},
-        fix="return logits  # no softmax or sigmoid: the loss applies its own",
+        f"{where} expects {expected} and gets {what}",
+        evidence={"seen": what, "expected": expected, "outputs": given.outputs},
+        fix=fix,
     )
 
 

@@ -49,6 +49,8 @@ class CheckpointRehearsal(Measurement):
         difference: largest difference of the reloaded model's outputs, over their spread;
             None where they were not compared.
         half: whether the model computes in half precision.
+        obstacles: what of the model's state a file cannot hold, in words.
+        saves: whether the run saves by itself.
     """
 
     checkpoint_bytes: int
@@ -61,6 +63,8 @@ class CheckpointRehearsal(Measurement):
     lost: tuple[str, ...] = ()
     difference: float | None = None
     half: bool = False
+    obstacles: tuple[str, ...] = ()
+    saves: bool = True
 
 
 # ---------------------------------------------------------------- the probe
@@ -69,21 +73,27 @@ class CheckpointRehearsal(Measurement):
 def rehearse_saving(subject: Subject) -> Iterator[CheckpointRehearsal]:
     """Write, read back, compare and remove a checkpoint; ask for the disk's free space."""
     args, trainer = subject.args, subject.trainer
-    if str(getattr(args.save_strategy, "value", args.save_strategy)) == "no":
-        raise Skip("save_strategy is 'no': the run saves nothing")
-    if not args.should_save:
+    saves = str(getattr(args.save_strategy, "value", args.save_strategy)) != "no"
+    if not args.should_save and saves:
         raise Skip("another process saves")
     if trainer is None:
         raise Skip("without the Trainer its way of saving cannot be rehearsed")
     folder = _nearest_folder(Path(args.output_dir))
-    size = sum(t.numel() * t.element_size() for t in subject.model.state_dict().values())
+    own_way = any(overrides(trainer, n) for n in ("save_model", "_save", "_save_checkpoint"))
+    if not saves:
+        found = () if own_way else obstacles_of(subject.model)
+        if not found:
+            raise Skip("save_strategy is 'no': the run saves nothing")
+        yield CheckpointRehearsal(0, 0, 0, obstacles=found, saves=False)
+        return
+    state = [t for t in subject.model.state_dict().values() if isinstance(t, torch.Tensor)]
+    size = sum(t.numel() * t.element_size() for t in state)
     room = CheckpointRehearsal(
         checkpoint_bytes=_checkpoint_bytes(subject),
         kept=_checkpoints_kept(subject),
         free_bytes=shutil.disk_usage(folder).free,
         half=is_half(subject.model),
     )
-    own_way = any(overrides(trainer, n) for n in ("save_model", "_save", "_save_checkpoint"))
     if own_way or size > WRITTEN_BYTES or size > room.free_bytes or trainer.is_deepspeed_enabled:
         yield room
         return
@@ -154,10 +164,37 @@ def _written_and_read(
             try:
                 subject.trainer._save(target)
             except Exception as error:  # whatever saving raises is what is measured
-                return _failed(room, "write", error)
+                found = obstacles_of(subject.model)
+                return replace(_failed(room, "write", error), obstacles=found)
             return _read_back(subject, Path(target), room)
     finally:
         shutil.rmtree(target, ignore_errors=True)
+
+
+def obstacles_of(model: torch.nn.Module) -> tuple[str, ...]:
+    """What of a model's state a safetensors file cannot hold; transformers' own models see to it.
+
+    Values that are no tensors, tensors that are not contiguous, and tensors that share memory.
+    """
+    if isinstance(model, PreTrainedModel) or hasattr(model, "peft_config"):
+        return ()
+    found: list[str] = []
+    places: dict[int, list[tuple[int, int, str]]] = {}
+    for name, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            found.append(f"{name} is no tensor but a {type(value).__name__}")
+            continue
+        if not value.is_contiguous():
+            found.append(f"{name} is not contiguous")
+        elif value.numel() and value.device.type != "meta":
+            start = value.data_ptr()
+            end = start + value.numel() * value.element_size()
+            others = places.setdefault(value.untyped_storage().data_ptr(), [])
+            shared = next((other for a, b, other in others if start < b and a < end), None)
+            if shared is not None:
+                found.append(f"{name} shares its memory with {shared}")
+            others.append((start, end, name))
+    return tuple(found)
 
 
 def _failed(room: CheckpointRehearsal, stage: str, error: BaseException) -> CheckpointRehearsal:
@@ -205,6 +242,9 @@ def saving_fails(
 ) -> Iterator[Fault]:
     """A checkpoint cannot be written or read, comes back different, or finds no room."""
     allowed = half_tolerance if rehearsal.half else tolerance
+    if not rehearsal.saves:
+        yield from _cannot_be_saved(rehearsal)
+        return
     if rehearsal.failed_in:
         does = {
             "write": "cannot be written",
@@ -212,12 +252,13 @@ def saving_fails(
             "load": "is written, and from_pretrained cannot read it back",
         }[rehearsal.failed_in]
         yield Fault(
-            f"a checkpoint {does}: {rehearsal.error}",
+            f"a checkpoint {does}: {'; '.join([rehearsal.error, *rehearsal.obstacles[:3]])}",
             subject=rehearsal.failed_in,
             # Training and resuming do without from_pretrained; handing the model on does not.
             severity="warning" if rehearsal.failed_in == "load" else "error",
             evidence={"seen": rehearsal.error, "expected": "a checkpoint"},
             quotes=(rehearsal.text,) if rehearsal.text else (),
+            fix=_mended(rehearsal.obstacles),
         )
     elif rehearsal.lost:
         yield Fault(
@@ -250,6 +291,31 @@ def saving_fails(
             },
             fix="TrainingArguments(..., save_total_limit=1, save_only_model=True)",
         )
+
+
+def _cannot_be_saved(rehearsal: CheckpointRehearsal) -> Iterator[Fault]:
+    """The run saves nothing: whoever saves at its end is told what will stop them."""
+    if rehearsal.obstacles:
+        yield Fault(
+            "the run itself saves nothing, and trainer.save_model() would fail at its end: "
+            f"{'; '.join(rehearsal.obstacles[:3])}",
+            subject="write",
+            severity="note",
+            evidence={"seen": rehearsal.obstacles[0], "expected": "a state that a file can hold"},
+            fix=_mended(rehearsal.obstacles),
+        )
+
+
+def _mended(obstacles: tuple[str, ...]) -> str | None:
+    """The line that mends the first obstacle."""
+    if not obstacles:
+        return None
+    name = obstacles[0].partition(" ")[0]
+    if obstacles[0].endswith("not contiguous"):
+        return f"model.{name} = model.{name}.contiguous()  # when it is registered"
+    if "shares its memory" in obstacles[0]:
+        return f"save {name} once: a PreTrainedModel that names it in _tied_weights_keys, or a copy"
+    return f"keep {name} out of the model's state_dict"
 
 
 def _size(number: float) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from hf_recipe.baselines.step_gradient import carried_over
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.subject import Subject
@@ -86,7 +87,7 @@ GRADIENT_ACCUMULATES = Check(
     fix="model.zero_grad()  # after each optimizer.step(); the Trainer does, if it is let",
     source="Karpathy, 'most common neural net mistakes' (2018): forgot to zero_grad",
     unsure="A training_step of one's own that clears them itself, after this look.",
-    judges=(not_cleared,),
+    judges=(not_cleared, carried_over),
     explains=(
         "loss-diverged",
         "loss-spike",

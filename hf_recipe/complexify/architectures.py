@@ -19,6 +19,10 @@ RUNGS = ("student", "base", "large", "larger")
 ROWS = 10_000  # up to which the ladder begins at its foot; every tenfold is a rung more
 VIT = "Dosovitskiy et al. 2021 (arXiv:2010.11929), its 4-fold MLP kept"
 BERT = "Turc et al. 2019 (arXiv:1908.08962)"
+GPT2 = "Radford et al. 2019 (GPT-2), its head width of 64 kept"
+T5 = "Raffel et al. 2020 (arXiv:1910.10683)"
+T5_SCALED = "Tay et al. 2021 (arXiv:2109.10686)"
+SEGFORMER = "Xie et al. 2021 (arXiv:2105.15203), its first two stages"
 MLP = "Gorishniy et al. 2021 (arXiv:2106.11959)"
 
 
@@ -63,6 +67,32 @@ LADDERS: dict[str, tuple[Design, ...]] = {
         Design("bert-medium", BERT, 512, 8, 8),
         Design("bert-base", "Devlin et al. 2019 (arXiv:1810.04805)", 768, 12, 12),
     ),
+    "causal": (
+        Design("gpt2-64x1", GPT2, 64, 1, 1),
+        Design("gpt2-128x2", GPT2, 128, 2, 2),
+        Design("gpt2-128x4", GPT2, 128, 4, 2),
+        Design("gpt2-256x4", GPT2, 256, 4, 4),
+        Design("gpt2-384x6", GPT2, 384, 6, 6),
+        Design("gpt2-512x8", GPT2, 512, 8, 8),
+        Design("gpt2", GPT2, 768, 12, 12),
+    ),
+    "seq2seq": (
+        Design("t5-64x1", T5, 64, 1, 2),
+        Design("t5-128x2", T5, 128, 2, 4),
+        Design("t5-128x4", T5, 128, 4, 4),
+        Design("t5-tiny", T5_SCALED, 256, 4, 4),
+        Design("t5-mini", T5_SCALED, 384, 4, 8),
+        Design("t5-small", T5, 512, 6, 8),
+        Design("t5-base", T5, 768, 12, 12),
+    ),
+    "segmentation": (
+        Design("segformer-16x1", SEGFORMER, 16, 1, 1),
+        Design("segformer-32x1", SEGFORMER, 32, 1, 1),
+        Design("segformer-32x2", SEGFORMER, 32, 2, 1),
+        Design("segformer-64x2", SEGFORMER, 64, 2, 2),
+        Design("segformer-64x3", SEGFORMER, 64, 3, 2),
+        Design("segformer-128x3", SEGFORMER, 128, 3, 2),
+    ),
     "numbers": (
         Design("mlp-16x1", MLP, 16, 1, 1),
         Design("mlp-64x1", MLP, 64, 1, 1),
@@ -78,7 +108,7 @@ def ladder(kind: str, rows: int, begin: str | None = None) -> dict[str, Design]:
     """The rungs "student", "base", "large" and "larger" for a data set.
 
     Args:
-        kind: "image", "text" or "numbers".
+        kind: a name in `LADDERS`.
         rows: training rows.
         begin: name of the design that is "base"; None: by the number of rows.
 

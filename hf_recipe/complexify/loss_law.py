@@ -15,13 +15,14 @@ not tell A from C, and the law says so: `LossLaw.undecided`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import ndtr
+
+from hf_recipe.instruments.mixture import quantiles
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Run = tuple[Sequence[float], Sequence[float], Sequence[float]]
@@ -159,13 +160,7 @@ class Features:
         travelled = np.cumsum(rates)[at] / reference
         level = np.maximum(rates, _warmed(rates))[at] / reference  # a warm-up anneals nothing
         drops = -np.diff(level, prepend=level[0])
-        keep = np.exp(-np.diff(knots, prepend=0.0)[:, None] / np.asarray(delays))
-        waiting = np.zeros((len(knots), len(delays)))
-        now = np.zeros(len(delays))
-        for i, drop in enumerate(drops):
-            now = now * keep[i] + drop
-            waiting[i] = now
-        answered = ((level[0] - level)[:, None] - waiting).T
+        answered = ((level[0] - level)[:, None] - _waiting(knots, drops, np.asarray(delays))).T
         return cls(knots, travelled, dict(zip(delays, answered, strict=True)))
 
     def at(self, steps: Array) -> Features:
@@ -176,11 +171,33 @@ class Features:
             {d: np.interp(steps, self.knots, values) for d, values in self.annealed.items()},
         )
 
+    def end(self) -> Features:
+        """The same, at the end alone."""
+        last = {delay: values[-1:] for delay, values in self.annealed.items()}
+        return Features(self.knots[-1:], self.travelled[-1:], last)
+
     def design(self, delay: float, exponent: float, scale: float) -> Array:
         """(knots, 3): what floor, power and gain are multiplied by."""
         travelled = np.maximum(self.travelled, 1e-9 * scale) / scale
         ones = np.ones(len(self.knots))
         return np.stack([ones, travelled**-exponent, -self.annealed[delay]], axis=1)
+
+
+def _waiting(knots: Array, drops: Array, delays: Array) -> Array:
+    """(knots, delays): of the drops so far, what has not yet been answered at each knot.
+
+    w[i] = w[i - 1] * exp(-(step between) / delay) + drop[i], as a sum of growing exponentials;
+    in stretches short enough that none of them overflows.
+    """
+    found = np.zeros((len(knots), len(delays)))
+    stretches = math.ceil((knots[-1] - knots[0]) / (300 * delays.min())) or 1
+    now, last = np.zeros(len(delays)), knots[0]
+    for part in np.array_split(np.arange(len(knots)), min(stretches, len(knots))):
+        since = (knots[part] - last)[:, None] / delays
+        grown = np.exp(since - since[0])
+        found[part] = np.exp(-since) * now + np.cumsum(drops[part][:, None] * grown, axis=0) / grown
+        now, last = found[part[-1]], knots[part[-1]]
+    return found
 
 
 def rates_of(learning_rates: Sequence[float]) -> Array:
@@ -244,16 +261,14 @@ def fit(runs: Sequence[Run]) -> LossLaw:
     seen = _joined([f.at(run.steps) for f, run in zip(features, observed, strict=True)])
     usual = USUAL_DELAY * (longest / USUAL_STEPS) ** -0.4
     prior = -1.5 * np.log1p((np.log(DELAYS / usual) / DELAY_SPREAD) ** 2 / 2)
-    fits = [
-        (
-            delay,
-            float(exponent),
-            float(expected),
-            *_solve(seen.design(delay, exponent, scale), losses),
-        )
+    asked = [
+        (delay, float(exponent), float(expected))
         for delay, expected in zip(delays, prior, strict=True)
         for exponent in EXPONENTS
     ]
+    designs = np.stack([seen.design(delay, exponent, scale) for delay, exponent, _ in asked])
+    solved = zip(*_solve(designs, losses), strict=True)
+    fits = [(*each, *found) for each, found in zip(asked, solved, strict=True)]
     undecided = not _separated(seen.travelled, seen.annealed[delays[int(prior.argmax())]])
     misfit = MISFIT * (longest / USUAL_STEPS) ** -0.4 * (DOUBT if undecided else 1.0)
     members, noise = _averaged(fits, losses)
@@ -301,26 +316,29 @@ def _observed(number: int, run: Run) -> Observed:
     )
 
 
-def _solve(design: Array, losses: Array) -> tuple[Array, Array, Array]:
-    """Coefficients, their unscaled covariance, and residuals, as shares of the loss.
+def _solve(designs: Array, losses: Array) -> tuple[Array, Array, Array]:
+    """Coefficients, their unscaled covariance, and residuals, as shares of the loss, of each fit.
 
-    Huber's weights; a weak prior keeps the gain where the curves say nothing of it.
+    Huber's weights; a weak prior keeps the gain where the curves say nothing. All fits at once.
+
+    Args:
+        designs: (fits, observations, 3); losses: (observations,).
     """
     typical = float(np.median(np.abs(losses))) or 1.0
     size = np.maximum(np.abs(losses), 1e-6 * typical)
-    x, y = design / size[:, None], losses / size
-    weights = np.ones(len(y))
-    centre, tight = np.array([0.0, 0.0, USUAL_GAIN * typical]), np.zeros((3, 3))
-    spread = 1.0
+    x, y = designs / size[:, None], losses / size
+    weights, spread, tight = np.ones(x.shape[:2]), np.ones(len(x)), np.zeros((len(x), 3, 3))
     for _ in range(4):
-        tight[2, 2] = (spread / (USUAL_GAIN * typical)) ** 2
-        tight[0, 0] = tight[1, 1] = (1e-3 * spread / typical) ** 2
-        normal = (x * weights[:, None]).T @ x + tight
-        coefficients = np.linalg.solve(normal, (x * weights[:, None]).T @ y + tight @ centre)
-        residuals = y - x @ coefficients
-        spread = 1.4826 * float(np.median(np.abs(residuals))) + 1e-12
-        weights = np.minimum(1.0, 1.5 * spread / np.maximum(np.abs(residuals), 1e-300))
-    return coefficients, np.asarray(np.linalg.inv(normal)), residuals
+        tight[:, 2, 2] = (spread / (USUAL_GAIN * typical)) ** 2
+        tight[:, 0, 0] = tight[:, 1, 1] = (1e-3 * spread / typical) ** 2
+        weighted = (x * weights[:, :, None]).transpose(0, 2, 1)
+        normal = weighted @ x + tight
+        right = weighted @ y + tight[:, :, 2] * (USUAL_GAIN * typical)
+        coefficients = np.asarray(np.linalg.solve(normal, right[:, :, None]), float)[:, :, 0]
+        residuals = y - (x @ coefficients[:, :, None])[:, :, 0]
+        spread = 1.4826 * np.median(np.abs(residuals), axis=1) + 1e-12
+        weights = np.minimum(1, 1.5 * spread[:, None] / np.maximum(np.abs(residuals), 1e-300))
+    return coefficients, np.asarray(np.linalg.inv(normal)), np.asarray(residuals)
 
 
 def _averaged(
@@ -378,17 +396,3 @@ def _independent(residuals: Array) -> float:
     along = float(centred[1:] @ centred[:-1]) / max(float(centred @ centred), 1e-300)
     along = min(max(along, 0.0), 0.98)
     return max(FEWEST / 2, len(residuals) * (1 - along) / (1 + along))
-
-
-def quantiles(centres: Array, widths: Array, weights: Array, level: float) -> tuple[float, float]:
-    """The central interval of a mixture of normal distributions."""
-    weights = weights / weights.sum()
-    low, high = float((centres - 9 * widths).min()), float((centres + 9 * widths).max())
-
-    def quantile(share: float) -> float:
-        def excess(value: float) -> float:
-            return float(weights @ ndtr((value - centres) / widths)) - share
-
-        return float(brentq(excess, low, high, xtol=1e-12 * max(abs(low), abs(high), 1e-12)))
-
-    return quantile((1 - level) / 2), quantile((1 + level) / 2)

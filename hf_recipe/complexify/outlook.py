@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_recipe.complexify.loss_law import Features, LossLaw, fit, quantiles, rates_of
+from hf_recipe.complexify.loss_law import Features, LossLaw, fit
 from hf_recipe.core.check import Measurement, State
+from hf_recipe.instruments.mixture import quantiles
 from hf_recipe.instruments.window import Window
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -123,7 +124,7 @@ def schedules(rates: Array) -> dict[str, Array]:
 def compare(law: LossLaw, rates: Array, other: Array) -> tuple[float, float, float, float]:
     """(final loss under `other`, how much lower than under `rates`, its 80 % interval)."""
     delays = list(dict.fromkeys(member.delay for member in law.members))
-    a, b = (Features.of(rates_of(r), law.reference, delays) for r in (rates, other))  # type: ignore[arg-type]
+    a, b = (Features.of(r, law.reference, delays).end() for r in (rates, other))
     gains, widths, weights, loss = [], [], [], 0.0
     for member in law.members:
         x, y = (f.design(member.delay, member.exponent, law.scale)[-1] for f in (a, b))

@@ -160,6 +160,9 @@ def _key(pace: int, ahead: int) -> str:
     return f"{pace}+{ahead}" if ahead else str(pace)
 
 
+NAMED = tuple((each, _key(*each)) for each in CADENCES)
+
+
 def fold_pace(
     state: State, window: Window, seen: Mapping[str, Measurement]
 ) -> tuple[State, SchedulePace | None]:
@@ -167,25 +170,25 @@ def fold_pace(
     plan = seen.get(ScheduleSummary.kind())
     if not isinstance(plan, ScheduleSummary) or not plan.peak > 0:
         return state, None
-    tally: dict[str, list[int]] = {_key(*each): [0, 0] for each in CADENCES} | dict(state)
+    tally: dict[str, list[int]] = {name: [0, 0] for _, name in NAMED} | dict(state)
     step, rate = 0, 0.0
     for done in window.steps:
         point = (done.step - 1) // plan.every
         if (done.step - 1) % plan.every or point >= len(plan.planned):
             continue
         step, rate = done.step, done.learning_rate
-        for pace, ahead in CADENCES:
+        for (pace, ahead), name in NAMED:
             place = point * pace + (ahead if plan.every == 1 else 0)
             if place >= len(plan.planned):
                 continue
             expected = plan.planned[place]
-            told, wrong = tally[_key(pace, ahead)]
+            told, wrong = tally[name]
             told += not abs(expected - plan.planned[point]) <= 0.02 * plan.peak
             wrong += not abs(expected - rate) <= 0.01 * plan.peak
-            tally[_key(pace, ahead)] = [told, wrong]
+            tally[name] = [told, wrong]
     if not step:
         return tally, None
-    fits = {each: tally[_key(*each)] for each in CADENCES}
+    fits = {each: tally[name] for each, name in NAMED}
     others = [p for (p, _), (told, wrong) in fits.items() if p != 1 and not wrong and told >= 3]
     compared = max(told for told, _ in tally.values())
     likely = 1 if tally["1"][1] < 3 else (others[0] if others else None)

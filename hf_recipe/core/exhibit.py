@@ -16,13 +16,17 @@ Cell = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a curve: ``y`` over ``x``, with a band ``low``..``high`` where it is known."""
+    """One line of a curve: ``y`` over ``x``, with a band ``low``..``high`` where it is known.
+
+    With ``dots`` the points stand alone: what lies beside each other is no course.
+    """
 
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    dots: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,10 @@ class Mark:
 
 @dataclass(frozen=True)
 class Curve:
-    """Lines over a common axis, with the thresholds they were judged by."""
+    """Lines over a common axis, with the thresholds they were judged by.
+
+    With `bars` each point stands for itself, as a bar from zero: nothing lies between two of them.
+    """
 
     title: str
     stage: Stage
@@ -48,6 +55,7 @@ class Curve:
     log_x: bool = False
     log_y: bool = False
     private: bool = False
+    bars: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,22 +179,19 @@ class Series:
         return {
             "stride": self.stride,
             "seen": self.seen,
-            "x": [_tagged(v) for v in self.x],
-            "y": [_tagged(v) for v in self.y],
+            "x": _tagged(self.x),
+            "y": _tagged(self.y),
         }
 
     @classmethod
     def from_state(cls, state: dict[str, Any], limit: int = 4096) -> Series:
         series = cls(limit)
         series.stride, series.seen = int(state["stride"]), int(state["seen"])
-        series.x = [_untagged(v) for v in state["x"]]
-        series.y = [_untagged(v) for v in state["y"]]
+        series.x, series.y = list(map(float, state["x"])), list(map(float, state["y"]))
         return series
 
 
-def _tagged(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)  # JSON has no bare NaN
-
-
-def _untagged(value: float | str) -> float:
-    return float(value)
+def _tagged(values: list[float]) -> list[float | str]:
+    if all(map(math.isfinite, values)):  # written at every flush: it must cost little
+        return list(values)
+    return [v if math.isfinite(v) else str(v) for v in values]  # JSON has no bare NaN

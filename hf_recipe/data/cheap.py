@@ -8,6 +8,7 @@ comparison says the largest loss that it leaves open: "no loss" is worth as much
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,8 +160,15 @@ def linear(name: str, keys: Keys, labels: Integers, held: Flags) -> Trial:
     matrix = sparse(keys, labels, held)
     model = LogisticRegression(C=10.0, max_iter=60, tol=1e-3)
     with threadpool_limits(1):
-        model.fit(matrix[~held], labels[~held])
+        fit_quietly(model, matrix[~held], labels[~held])
         return Trial(name, spread(model, matrix[held], labels), labels[held])
+
+
+def fit_quietly(model: Any, matrix: Any, labels: Integers) -> None:
+    """Fit it; that it has not converged is no news to the user: a cheap probe need not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.fit(matrix, labels)
 
 
 def spread(model: Any, matrix: Any, labels: Integers) -> Floats:
@@ -287,5 +295,5 @@ def additive(name: str, columns: list[Integers], labels: Integers, held: Flags) 
     matrix = csr_matrix((np.ones(places.size), (rows, places.reshape(-1))), shape=shape)
     model = LogisticRegression(C=0.3, max_iter=60, tol=1e-3)
     with threadpool_limits(1):
-        model.fit(matrix[~held], labels[~held])
+        fit_quietly(model, matrix[~held], labels[~held])
         return Trial(name, spread(model, matrix[held], labels), labels[held])

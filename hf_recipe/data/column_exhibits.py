@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from hf_recipe.core.exhibit import Curve, Exhibit, Line, Table
+from hf_recipe.data.audio import audio_table, is_audio
 from hf_recipe.data.column_numbers import Columns
 from hf_recipe.data.source import Roles, Source
 from hf_recipe.data.summaries import Summary
@@ -18,21 +19,26 @@ MOST_CURVES, MOST_CLASSES, BINS, COMMONEST = 12, 50, 30, 5
 LONGEST = 80
 
 
-def column_table(measured: Columns, split: str) -> Table:
-    """The columns as a table for the report."""
-    head = ("column", "type", "role", "rows", "missing", "blank", "distinct", "zeros", "low",
-            "lower quartile", "median", "upper quartile", "high", "mean", "deviation", "skewness",
-            "shortest", "longest", "mean length", "words")  # fmt: skip
+def column_tables(measured: Columns, split: str) -> Iterator[Table]:
+    """The columns in two tables for the report: what one looks at first, and the rest."""
+    head = ("column", "type", "role", "missing", "distinct", "low", "median", "high", "mean",
+            "deviation")  # fmt: skip
     rows = tuple(
-        (c.name, c.kind, c.role, c.rows, c.nulls + c.nonfinite, c.blank, c.distinct, c.zeros,
-         shown(c.low), shown(c.lower_quartile), shown(c.median), shown(c.upper_quartile),
-         shown(c.high), shown(c.mean), shown(c.deviation), shown(c.skewness), c.shortest,
-         c.longest, shown(c.mean_length), c.words)
+        (c.name, c.kind, c.role, c.nulls + c.nonfinite, c.distinct, shown(c.low), shown(c.median),
+         shown(c.high), shown(c.mean), shown(c.deviation))
         for c in measured.columns
     )  # fmt: skip
-    told = "quartiles: of the rows' numbers, or of their lengths"
+    told = f"{measured.rows:,} rows; median: of the rows' numbers, or of their lengths"
     caption = f"{told}; {measured.note}" if measured.note else told
-    return Table(f"Columns of {split}", "data", head, rows, caption=caption)
+    yield Table(f"Columns of {split}", "data", head, rows, caption=caption)
+    head = ("column", "blank", "zeros", "lower quartile", "upper quartile", "skewness", "shortest",
+            "longest", "mean length", "words")  # fmt: skip
+    rest = tuple(
+        (c.name, c.blank, c.zeros, shown(c.lower_quartile), shown(c.upper_quartile),
+         shown(c.skewness), c.shortest, c.longest, shown(c.mean_length), c.words)
+        for c in measured.columns
+    )  # fmt: skip
+    yield Table(f"Columns of {split}: the rest", "data", head, rest)
 
 
 def shown(value: float) -> float | None:
@@ -55,20 +61,31 @@ def distributions(seen: Mapping[str, Mapping[str, Summary]], roles: Roles) -> It
             continue
         drawn += 1
         kind = next(iter(parts.values())).kind
+        codes = sorted({v for s in parts.values() for v in s.sample.numbers.tolist()})
+        bars = kind == "number" and all(s.whole for s in parts.values()) and len(codes) <= BINS
         lines = []
         for split, summary in parts.items():
+            if bars:  # codes are no quantities: nothing lies between them
+                where = np.searchsorted(codes, summary.sample.numbers)
+                counts = np.bincount(where, minlength=len(codes))
+                lines.append(Line(split, tuple(codes), tuple((counts / counts.sum()).tolist())))
+                continue
             shares, edges = summary.histogram(BINS, (low, high))
             middle = (edges[:-1] + edges[1:]) / 2
             lines.append(Line(split, tuple(middle.tolist()), tuple(shares.tolist())))
         what = {"text": "characters", "numbers": "elements"}.get(kind, "value")
-        yield Curve(f"Distribution of {name}", "data", what, "share of rows", tuple(lines))
+        title = f"Distribution of {name}"
+        yield Curve(title, "data", what, "share of rows", tuple(lines), bars=bars)
 
 
 def split_exhibits(
     source: Source, summaries: Mapping[str, Summary], roles: Roles
 ) -> Iterator[Exhibit]:
-    """The commonest values of a split, and its columns by class."""
+    """The commonest values of a split, its recordings, and its columns by class."""
     yield from _commonest(source, summaries)
+    for name in summaries:
+        if is_audio(source, name):
+            yield audio_table(source, name)
     if roles.label is not None and roles.label in summaries:
         yield from _by_class(source, summaries, roles.label)
 
@@ -77,7 +94,7 @@ def _commonest(source: Source, summaries: Mapping[str, Summary]) -> Iterator[Tab
     """The values that occur most, where some repeat; they stay on this machine."""
     rows: list[tuple[Any, ...]] = []
     for name, summary in summaries.items():
-        if summary.kind in ("image", "other", "numbers"):
+        if summary.kind in ("image", "audio", "other", "numbers"):
             continue
         told = summary.commonest(COMMONEST)
         values = _cells(source, name, [row for row, _ in told])

@@ -30,6 +30,8 @@ class ColumnNumbers:
         skewness: of the numbers; lower_quartile, median, upper_quartile: of the rows' numbers, or
             of their lengths where rows are no single numbers.
         words: in all texts.
+        still: places of the column's lists that hold one number in all rows, and one that is rare
+            in the other places; elements: places in each list, where all are as long.
     """
 
     name: str
@@ -57,6 +59,8 @@ class ColumnNumbers:
     median: float = math.nan
     upper_quartile: float = math.nan
     words: int = 0
+    still: tuple[int, ...] = ()
+    elements: int = 0
 
     @property
     def categories(self) -> bool:

@@ -6,18 +6,27 @@ The checks judge only the columns that the model gets.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Any
+
+import numpy as np
 
 from hf_recipe.core.check import Check, Located, Probe, Skip
 from hf_recipe.core.exhibit import Exhibit
 from hf_recipe.core.finding import Fault
-from hf_recipe.data.column_exhibits import column_table, distributions, split_exhibits
+from hf_recipe.data.audio import is_audio
+from hf_recipe.data.column_exhibits import column_tables, distributions, split_exhibits
 from hf_recipe.data.column_numbers import Columns, column_numbers
-from hf_recipe.data.hashing import flat_array
+from hf_recipe.data.hashing import flat_array, list_parts
+from hf_recipe.data.sample import floats_of
 from hf_recipe.data.source import Source, roles_of, source_of, splits_of
 from hf_recipe.data.summaries import Summary
+from hf_recipe.instruments.distributed import from_all_ranks, rank, world_size
 from hf_recipe.instruments.subject import Subject
+
+BACKGROUND = 0.01  # share of the other elements' cells from which a number is the background
 
 
 def summarise(source: Source) -> dict[str, Summary]:
@@ -47,13 +56,36 @@ def columns_of(
 ) -> Columns:
     """The measurement that `summaries` of the columns of `source` come to."""
     roles = {**{name: "input" for name in inputs}, **({label: "label"} if label else {})}
+    for name, summary in summaries.items():
+        if is_audio(source, name):
+            summary.kind = "audio"
+    found = (column_numbers(s, name, roles.get(name, "")) for name, s in summaries.items())
     return Columns(
-        tuple(column_numbers(s, name, roles.get(name, "")) for name, s in summaries.items()),
+        tuple(replace(c, **_still(source, summaries[c.name], c.name)) for c in found),
         rows=len(source),
         note=source.note,
         training=source.name == "train",
         raw=raw,
     )
+
+
+def _still(source: Source, summary: Summary, name: str) -> dict[str, Any]:
+    """Places of a vector that never vary, unlike a border pixel or an unused category.
+
+    Those hold the background's number, which stands in the other places too.
+    """
+    places = summary.still
+    if summary.kind != "numbers" or summary.element_low is None:
+        return {}
+    width = len(summary.element_low)
+    if not 0 < len(places) < width or source.varies:
+        return {"elements": width}
+    some = flat_array(next(source.chunks([name])).column(name))
+    values, offsets = list_parts(some.drop_null())
+    grid = floats_of(flat_array(values)).reshape(len(offsets) - 1, width)
+    others = np.delete(grid, places, axis=1)
+    rare = [int(p) for p in places if (others == summary.element_low[p]).mean() < BACKGROUND]
+    return {"elements": width, "still": tuple(rare)}
 
 
 def take_columns(subject: Subject) -> Iterator[Located | Exhibit]:
@@ -69,13 +101,31 @@ def take_columns(subject: Subject) -> Iterator[Located | Exhibit]:
             raw = bool(subject.cache.get("raw"))
             measured = columns_of(source, seen[split], roles.inputs, roles.label, raw=raw)
             yield Located(measured, split)
-            yield column_table(measured, split)
+            yield from column_tables(measured, split)
             yield from split_exhibits(source, seen[split], roles)
         except Skip as reason:
             reasons.append(str(reason))
     if not seen or roles is None:
         raise Skip("; ".join(dict.fromkeys(reasons)) or "there is no data set")
     yield from distributions(seen, roles)
+
+
+def share_summaries(subject: Subject) -> None:
+    """Every process summarises its part of the rows; all get the whole.
+
+    A collective: all ranks call it, with the same data sets. Streams are read by each of them.
+    """
+    for split in splits_of(subject):
+        try:
+            source = source_of(subject, split)
+        except Skip:
+            continue
+        if source.total is None:
+            continue
+        parts = from_all_ranks(summarise(source.part(rank(), world_size())))
+        whole = {name: functools.reduce(Summary.merge, (part[name] for part in parts))
+                 for name in source.columns}  # fmt: skip
+        subject.cache[f"summaries:{split}"] = whole
 
 
 def summaries_of(subject: Subject, split: str) -> dict[str, Summary]:
@@ -145,6 +195,16 @@ def constant_input(
             evidence={"seen": "1 different input", "expected": f"up to {seen.rows:,}"},
         )
         return
+    for column in inputs if seen.training else []:
+        if column.still:
+            shown = ", ".join(map(str, column.still[:5])) + (", ..." if column.still[5:] else "")
+            yield Fault(
+                message=f"{len(column.still)} of {column.elements} elements of {column.name} are "
+                f"the same in all {seen.rows:,} rows: {shown}",
+                subject=f"elements of {column.name}",
+                severity="note",
+                evidence={"seen": f"{len(column.still)} constant elements", "expected": "none"},
+            )
     still = [column.name for column in same if column.kind == "number"] if seen.training else []
     if still:
         named = ", ".join(still[:5]) + (", ..." if len(still) > 5 else "")

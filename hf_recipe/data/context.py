@@ -17,9 +17,10 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 
-from hf_recipe.core.check import Check, Measurement, Probe, Skip
+from hf_recipe.core.check import Measurement, Skip
 from hf_recipe.core.exhibit import Answer, Table
 from hf_recipe.core.finding import Fault
+from hf_recipe.data.asked import answered, asking, chance_cell
 from hf_recipe.data.cheap import ALPHA, Trial, kernel, linear, paired
 from hf_recipe.data.pictures import Pictures, area
 from hf_recipe.data.sample import Sample, sample_of
@@ -303,8 +304,8 @@ def verdict(
 def ladder_table(ladder: ContextLadder) -> Table:
     """The rungs as a table."""
     rows: list[tuple[str | float | None, ...]] = [
-        (r.sees, round(r.accuracy, 4), round(2 * r.error, 4), float(f"{r.p_chance:.2g}"),
-         None if r.shuffled is None else round(r.shuffled, 4), float(f"{r.p_next:.2g}"))
+        (r.sees, round(r.accuracy, 4), round(2 * r.error, 4), chance_cell(r.p_chance),
+         None if r.shuffled is None else round(r.shuffled, 4), chance_cell(r.p_next))
         for r in ladder.rungs
     ]  # fmt: skip
     head = ("the probe sees", "accuracy", "+- (2 standard errors)", "p of chance", "shuffled",
@@ -341,20 +342,14 @@ def local_context_enough(
     )
 
 
-LADDER = Probe(
-    "climb the context ladder", "dataset", (ContextLadder,), take_ladder, ("inspection",)
-)
+LADDER = asking("climb the context ladder", ContextLadder, take_ladder)
 
-LOCAL_CONTEXT_ENOUGH = Check(
-    name="local-context-enough",
-    stage="data",
-    severity="note",
-    moments=("dataset",),
+LOCAL_CONTEXT_ENOUGH = answered(
+    "local-context-enough",
+    local_context_enough,
     why="If local features carry the label, a small local model is the baseline to beat.",
     fix="start from a bag of words, or a few convolutions with global pooling",
     source="Karpathy 2019; Brendel and Bethge 2019 (arXiv:1904.00760); McNemar 1947",
-    judges=(local_context_enough,),
     unsure="The probes are weak: a strong model may use context that they cannot. The answer is "
     "about this label and this much data, and about the first and last words of long texts.",
-    call="hf_recipe.inspect_dataset(dataset)",
 )

@@ -15,9 +15,10 @@ from typing import Annotated
 
 import numpy as np
 
-from hf_recipe.core.check import Check, Measurement, Probe
+from hf_recipe.core.check import Measurement
 from hf_recipe.core.exhibit import Answer, Curve, Line, Mark, Table
 from hf_recipe.core.finding import Fault
+from hf_recipe.data.asked import answered, asking, chance_cell
 from hf_recipe.data.cheap import ALPHA, Trial, kernel, linear, paired
 from hf_recipe.data.context import no_context, tokens_of, words_trial
 from hf_recipe.data.pictures import Pictures, area
@@ -104,7 +105,7 @@ def sweep_text(sample: Sample, tokens: TokenRows, whole: Trial) -> SizeSweep:
     """Ever fewer tokens from the head, the tail and the middle."""
     full = int(np.quantile(tokens.lengths, 0.99))
     sizes: list[Size] = []
-    for way in ENDS:
+    for way in ENDS if whole.p_chance < ALPHA else ():  # nothing to lose: no cut can be judged
         trials = (
             (count, linear("", bag(tokens.keep(count, way)), sample.labels, sample.held))
             for count in [s for s in halvings(full, SHORTEST) if _is_half(s, full)]
@@ -131,7 +132,8 @@ def sweep_images(sample: Sample, pictures: Pictures) -> SizeSweep:
         return kernel("", small, sample.labels, sample.held)
 
     whole = at(full)
-    sizes = descend("side", whole, ((side, at(side)) for side in halvings(full, 2)))
+    tried = halvings(full, 2) if whole.p_chance < ALPHA else []
+    sizes = descend("side", whole, ((side, at(side)) for side in tried))
     return _swept("image", full, max(pictures.shape), whole, sizes, sample)
 
 
@@ -211,11 +213,11 @@ def _named(size: Size, sweep: SizeSweep) -> str:
 
 def sweep_table(sweep: SizeSweep) -> Table:
     """The sizes as a table."""
-    rows: list[tuple[str, int, float, float, float | None, float | None]] = [
+    rows: list[tuple[str | float | None, ...]] = [
         ("whole", sweep.full, round(sweep.accuracy, 4), 0.0, None, None)
     ]
     rows += [
-        (s.way, s.size, round(s.accuracy, 4), round(2 * s.error, 4), float(f"{s.p_loss:.2g}"),
+        (s.way, s.size, round(s.accuracy, 4), round(2 * s.error, 4), chance_cell(s.p_loss),
          round(s.most, 4))
         for s in sweep.sizes
     ]  # fmt: skip
@@ -286,18 +288,14 @@ def input_oversized(
     )
 
 
-SWEEP = Probe("sweep the input's size", "dataset", (SizeSweep,), take_sweep, ("inspection",))
+SWEEP = asking("sweep the input's size", SizeSweep, take_sweep)
 
-INPUT_OVERSIZED = Check(
-    name="input-oversized",
-    stage="data",
-    severity="note",
-    moments=("dataset",),
+INPUT_OVERSIZED = answered(
+    "input-oversized",
+    input_oversized,
     why="Tokens and pixels that tell nothing cost memory and time in every step.",
     fix="tokenizer(text, truncation=True, max_length=...); image.resize((side, side))",
     source="Karpathy 2019; McNemar 1947, paired test of two classifiers",
-    judges=(input_oversized,),
     unsure="The probe is a bag of words, or all pixels through one kernel: a stronger model may "
     "use details that it cannot. Tokens are words and marks unless the data holds token ids.",
-    call="hf_recipe.inspect_dataset(dataset)",
 )

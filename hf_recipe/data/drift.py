@@ -16,9 +16,10 @@ from typing import Annotated
 import numpy as np
 import pyarrow as pa
 
-from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip, private
+from hf_recipe.core.check import Check, Located, Measurement, Skip, private
 from hf_recipe.core.exhibit import Answer, Table
 from hf_recipe.core.finding import Fault
+from hf_recipe.data.asked import CALL, asking, chance_cell, chance_text
 from hf_recipe.data.cheap import auc, auc_error, binned, linear, looked_up, trees
 from hf_recipe.data.hashing import flat_array, row_bits, table_hashes
 from hf_recipe.data.metadata import metadata
@@ -288,7 +289,8 @@ def images(
 
 def sentence(seen: SplitDrift) -> str:
     """The comparison in one sentence."""
-    how = f"AUC {seen.auc:.3f}, p {seen.p:.2g}, {seen.rows:,} and {seen.train_rows:,} held-out rows"
+    rows = f"{seen.rows:,} and {seen.train_rows:,} held-out rows"
+    how = f"AUC {seen.auc:.3f}, {chance_text(seen.p)}, {rows}"
     if seen.p < CHANCE:
         return f"can be told from train by {seen.look} ({how})"
     return f"no difference seen ({how}; an AUC of {seen.visible:.2f} would have been)"
@@ -296,8 +298,8 @@ def sentence(seen: SplitDrift) -> str:
 
 def drift_table(seen: SplitDrift, split: str) -> Table:
     """The features that tell most as a table."""
-    rows = [(seen.look + " (the best look)", round(seen.auc, 4), float(f"{seen.p:.2g}"))]
-    rows += [(g.name, round(g.auc, 4), float(f"{g.p:.2g}")) for g in seen.features]
+    rows = [(seen.look + " (the best look)", round(seen.auc, 4), chance_cell(seen.p))]
+    rows += [(g.name, round(g.auc, 4), chance_cell(g.p)) for g in seen.features]
     caption = f"AUC on held-out rows; {seen.visible:.2f} would have been seen. {seen.note}"
     if seen.unread:
         caption += f"; not read: {', '.join(seen.unread)}"
@@ -322,9 +324,9 @@ def split_drift(
     telling = [g for g in seen.features if g.p * max(len(seen.features), 1) < chance][:3]
     by = ", ".join(f"{g.name} (AUC {g.auc:.2f})" for g in telling) or seen.look
     yield Fault(
-        message=f"a classifier tells these rows from training rows: AUC {seen.auc:.2f}, p "
-        f"{seen.p:.1g}, on {seen.rows:,} and {seen.train_rows:,} held-out rows; by {by}; an AUC "
-        f"of {seen.visible:.2f} could have been seen",
+        message=f"a classifier tells these rows from training rows: AUC {seen.auc:.2f}, "
+        f"{chance_text(seen.p)}, on {seen.rows:,} and {seen.train_rows:,} held-out rows; by {by}; "
+        f"an AUC of {seen.visible:.2f} could have been seen",
         subject=telling[0].name if telling else seen.look,
         severity="warning" if seen.auc >= least else "note",
         evidence={
@@ -337,7 +339,7 @@ def split_drift(
     )
 
 
-DRIFT = Probe("tell the splits apart", "dataset", (SplitDrift,), take_drift, ("inspection",))
+DRIFT = asking("tell the splits apart", SplitDrift, take_drift)
 
 SPLIT_DRIFT = Check(
     name="split-drift",
@@ -349,5 +351,5 @@ SPLIT_DRIFT = Check(
     source="Lopez-Paz and Oquab 2017 (arXiv:1610.06545); Mann and Whitney 1947",
     judges=(split_drift,),
     unsure="Splits that differ on purpose (later dates, new speakers, another domain).",
-    call="hf_recipe.inspect_dataset(dataset)",
+    call=CALL,
 )

@@ -64,7 +64,7 @@ def take_on_head(subject: Subject) -> Iterator[Located]:
     """Compare each split's labels, as the collator hands them over, with the head."""
     outputs = head_outputs(subject.model)
     if outputs is None:
-        raise Skip("the model has no classification or regression head that a config describes")
+        raise Skip("no model was given whose config describes a classification or regression head")
     found: dict[str, tuple[LabelCounts, npt.NDArray[np.int64], npt.NDArray[Any]]] = {}
     reasons = []
     for split in splits_of(subject):

@@ -96,7 +96,11 @@ def read_columns(
     import datasets
 
     if isinstance(dataset, datasets.Dataset):
-        found: dict[str, list[Any]] = dataset.select_columns(list(names)).select(chosen)[:]
+        some = dataset.select_columns(list(names)).select(chosen)
+        for name, feature in dataset.features.items():
+            if name in names and isinstance(feature, datasets.Audio):  # nothing here hears it
+                some = some.cast_column(name, datasets.Audio(decode=False))
+        found: dict[str, list[Any]] = some[:]
         return found
     rows = [dataset[int(i)] for i in chosen]
     if isinstance(rows[0], Mapping):
@@ -128,7 +132,7 @@ def features_and_model(columns: Mapping[str, list[Any]], kept: Any) -> tuple[Any
         return sparse.hstack([*words, *scaled]).tocsr(), LogisticRegression(max_iter=100)
     if numbers:
         trees = ExtraTreesClassifier(100, min_samples_leaf=3, random_state=0)
-        return np.concatenate(numbers, axis=1), trees
+        return np.nan_to_num(np.concatenate(numbers, axis=1), nan=-1e6), trees
     raise Skip("no input column holds text, numbers of one length, or pictures")
 
 
@@ -151,7 +155,7 @@ def _flat(cell: Any) -> list[Any]:
 
 
 def _dense(cells: list[Any], sample: Any) -> Matrix | None:
-    """Numbers or pixels as (rows, features); None for cells of another kind."""
+    """Numbers or pixels as (rows, features), NaN where missing; None for cells of another kind."""
     if hasattr(sample, "getbands"):
         return np.stack([picture_values(cell) for cell in cells])
     try:
@@ -160,8 +164,8 @@ def _dense(cells: list[Any], sample: Any) -> Matrix | None:
         found = np.stack([values.reshape(-1) for values in whole])
     except (ValueError, TypeError):  # ragged, or no numbers
         return None
-    finite: Matrix = np.nan_to_num(found, nan=-1e6, posinf=1e6, neginf=-1e6)
-    return finite.astype(np.float32)
+    near: Matrix = np.clip(found, -1e6, 1e6).astype(np.float32)
+    return near
 
 
 def picture_values(picture: Any) -> Matrix:
@@ -175,8 +179,20 @@ def picture_values(picture: Any) -> Matrix:
 
 
 def _scaled(values: Matrix) -> Matrix:
-    spread = values.std(axis=0)
-    scaled: Matrix = (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    """Columns about 0 with a spread of 1, missing cells at 0, far ones pulled in to +- 3.
+
+    One cell far out would else set the scale of its column, and the regression would crawl.
+    """
+    known = np.isfinite(values)
+    counts = np.maximum(known.sum(axis=0), 1)
+    low, middle, high = np.quantile(
+        np.where(known, values, np.where(known, values, 0).sum(axis=0) / counts),
+        (0.159, 0.5, 0.841), axis=0,
+    )  # fmt: skip
+    spread = (high - low) / 2
+    plain = np.where(known, values, middle).std(axis=0)
+    spread = np.where(spread > 0, spread, np.where(plain > 0, plain, 1))
+    scaled: Matrix = np.where(known, np.clip((values - middle) / spread, -3, 3), 0.0)
     return scaled
 
 

@@ -47,6 +47,8 @@ class NearCopies(Measurement):
         in_train: rows near a training row, exact copies left out; None for the training set.
         relabelled: of these, rows whose twins all have another label; None without labels.
         leaked: some of them, the likest first.
+        below: rows whose likest training row lies under the threshold: by no more than that lies
+            under 1, and by up to three times as much; counted for pictures alone.
         note: how much was read, where not all was.
     """
 
@@ -63,6 +65,7 @@ class NearCopies(Measurement):
     in_train: int | None = None
     relabelled: int | None = None
     leaked: tuple[int, ...] = ()
+    below: tuple[int, int] = (0, 0)
     note: str = ""
 
 
@@ -212,6 +215,8 @@ def _twins(
     across = (pairs[:, 0] < count) & (pairs[:, 1] >= count)
     pairs = pairs[across] - np.array([0, count])
     alike = train.prints.likeness(pairs, side.prints)
+    gap = 1 - threshold
+    wider = [len(np.unique(pairs[alike >= 1 - width * gap, 1])) for width in (1, 2, 4)]
     pairs, alike = pairs[alike >= threshold], alike[alike >= threshold]
     rows = np.unique(pairs[:, 1])
     best = np.zeros(len(side.exact))
@@ -225,6 +230,7 @@ def _twins(
         "in_train": len(rows),
         "relabelled": relabelled,
         "leaked": tuple(side.source.rows[order[:20]].tolist()),
+        "below": tuple(np.diff(wider).tolist()) if side.prints.bits.size else (0, 0),
     }
 
 
@@ -264,11 +270,19 @@ def near_leak(
     largest_group: Annotated[
         float, "rows in a group of like rows from which they share a template; judged"
     ] = 32.0,
+    excess: Annotated[float, "Poisson deviations beyond what likeness by nature gives"] = 3.0,
 ) -> Iterator[Fault]:
-    """Evaluation rows with a near twin in the training set."""
+    """Evaluation rows with a near twin in the training set.
+
+    Where rows are alike by nature (small drawings), their number falls off steadily towards 1: by
+    the same factor with every halving of the distance, and by three at least. Copies stand out.
+    """
     if not seen.in_train or seen.mean_group > largest_group:
         return
     share = seen.in_train / seen.rows
+    near, far = seen.below
+    by_nature = min(near / 3, near**2 / max(far, 1))
+    stands_out = seen.in_train > by_nature + excess * by_nature**0.5
     parts = [
         f"{seen.in_train:,} of {seen.rows:,} rows ({share:.1%}) have a near copy in the training "
         "set"
@@ -281,7 +295,9 @@ def near_leak(
         message="; ".join(parts) + f" ({seen.how} of {', '.join(seen.columns)}: likeness "
         f"{seen.threshold:.2f} or more; random pairs have {seen.by_chance:.2f})",
         subject="near copies",
-        severity="warning" if share >= near_fraction and seen.in_train >= near_rows else "note",
+        severity="warning"
+        if share >= near_fraction and seen.in_train >= near_rows and stands_out
+        else "note",
         evidence={
             "seen": f"{seen.in_train:,} near copies",
             "expected": "none",

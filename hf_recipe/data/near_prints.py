@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from hf_recipe.core.check import Skip
+from hf_recipe.data.audio import is_audio
 from hf_recipe.data.column_exhibits import take_cells
 from hf_recipe.data.hashing import Hashes, flat_array, is_list, mix
 from hf_recipe.data.minhash import Integers, Shingles, band_keys, overlaps, shingles_of
@@ -86,7 +87,8 @@ def comparable(source: Source, columns: Sequence[str]) -> tuple[str, ...]:
     texts = tuple(c for c in columns if _is_words(schema.field(c).type))
     if texts:
         return texts
-    pictures = tuple(c for c in columns if _is_file(schema.field(c).type))
+    files = (c for c in columns if _is_file(schema.field(c).type))
+    pictures = tuple(c for c in files if not is_audio(source, c))
     if pictures:
         return pictures[:1]
     raise Skip("near copies are looked for in texts, token ids and image files; there are none")

@@ -86,7 +86,7 @@ def text_table(batch: Batch, processing_class: Any, split: str, rows: int) -> Ta
             one = labels[i].detach().cpu()
             if one.ndim == 1 and not one.is_floating_point():
                 kept = one[one != IGNORED]
-                supervised, target = len(kept), _decode(processing_class, kept.tolist())
+                supervised, target = len(kept), decoded(processing_class, kept.tolist())
             else:
                 target = str(one.tolist())
         table.append((
@@ -94,7 +94,7 @@ def text_table(batch: Batch, processing_class: Any, split: str, rows: int) -> Ta
             len(attended),
             ids.shape[1] - len(attended),
             supervised,
-            _decode(processing_class, attended.tolist()),
+            decoded(processing_class, attended.tolist()),
             target[:LONGEST],
         ))  # fmt: skip
     head = ("row", "tokens", "padding", "supervised", "input", "target")
@@ -120,7 +120,7 @@ def token_table(batch: Batch, processing_class: Any, split: str, longest: int = 
         table.append((
             place,
             token,
-            _decode(processing_class, [token]),
+            decoded(processing_class, [token]),
             bool(seen),
             label if supervised else None,
         ))  # fmt: skip
@@ -196,7 +196,8 @@ def png(image: torch.Tensor) -> str:
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def _decode(processing_class: Any, ids: list[int]) -> str:
+def decoded(processing_class: Any, ids: list[int]) -> str:
+    """Token ids as text, at most 2,000 characters; as numbers where there is no tokenizer."""
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     if tokenizer is None or not hasattr(tokenizer, "decode"):
         return " ".join(str(i) for i in ids)[:LONGEST]

@@ -137,7 +137,8 @@ def draw(subject: Subject, *, seed: int = 0) -> Sample:
     if copies:
         notes.append(f"{copies:,} copies left out")
     if not good.all():
-        notes.append(f"{int((~good).sum())} rows could not be decoded")
+        broken = source.rows[places][~good]
+        notes.append(f"{len(broken)} rows could not be decoded, first row {broken[0]}")
     if len(kept) < len(names):
         notes.append(f"{len(kept)} of {len(names):,} classes")
     return Sample(
@@ -261,7 +262,9 @@ def contents_of(
         categories=frozenset(categories),
         unread=tuple(unread),
     )
-    return (found if good.all() else only(found, good)), good
+    if not good.all():  # of the pictures only those that could be read are there
+        found = replace(only(replace(found, pictures=None), good), pictures=found.pictures)
+    return found, good
 
 
 def only(contents: Contents, kept: Flags) -> Contents:

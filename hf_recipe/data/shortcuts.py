@@ -16,9 +16,10 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 
-from hf_recipe.core.check import Check, Located, Measurement, Probe
+from hf_recipe.core.check import Check, Located, Measurement
 from hf_recipe.core.exhibit import Table
 from hf_recipe.core.finding import Fault
+from hf_recipe.data.asked import CALL, asking, chance_cell
 from hf_recipe.data.cheap import (
     POWER,
     Trial,
@@ -172,7 +173,7 @@ def shortcut_table(seen: LabelShortcuts) -> Table:
         "Can the label be told without reading the input?",
         "data",
         ("from", "", "AUC", "p"),
-        tuple((name, how, round(t.auc, 4), float(f"{t.p:.2g}")) for name, how, t in rows),
+        tuple((name, how, round(t.auc, 4), chance_cell(t.p)) for name, how, t in rows),
         caption,
     )
 
@@ -231,9 +232,7 @@ def label_shortcut(
             )
 
 
-SHORTCUTS = Probe(
-    "look for shortcuts", "dataset", (LabelShortcuts,), take_shortcuts, ("inspection",)
-)
+SHORTCUTS = asking("look for shortcuts", LabelShortcuts, take_shortcuts)
 
 LABEL_SHORTCUT = Check(
     name="label-shortcut",
@@ -246,5 +245,5 @@ LABEL_SHORTCUT = Check(
     source="Geirhos et al. 2020 (arXiv:2004.07780); Hoeffding 1951",
     judges=(label_shortcut,),
     unsure="Length or brightness may be the label's own nature (day and night, summaries).",
-    call="hf_recipe.inspect_dataset(dataset)",
+    call=CALL,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ LARGE_ROWS = 2_048  # rows of a torch data set that are images or the like
 CHUNK = 4_096
 LARGE = 2_048  # values in one cell beyond which its hash and moments stand for it
 STREAM_ROWS = 10_000
+STREAM_BYTES = 2**28  # of texts and small arrays; a stream of long rows is read less far
 
 LABELS = ("labels", "label", "label_ids")
 MODEL_INPUTS = frozenset(
@@ -77,6 +78,14 @@ class Source:
         if self.is_sample:
             return f"{len(self.rows):,} of {self.total:,} rows, evenly spaced"
         return ""
+
+    def part(self, place: int, parts: int) -> Source:
+        """The rows of process `place` of `parts`, in whole chunks."""
+        chunks = -(-len(self) // CHUNK)
+        low, high = (min(len(self), chunks * i // parts * CHUNK) for i in (place, place + 1))
+        whole = isinstance(self.data, pa.Table)
+        data = self.data.slice(low, high - low) if whole else self.data.select(range(low, high))
+        return replace(self, rows=self.rows[low:high], data=data, kept={})
 
     def chunks(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Tables of up to `CHUNK` rows, in order."""
@@ -137,15 +146,27 @@ def read_source(rows: Rows, *, limit: int = ARROW_ROWS) -> Source:
 
 def read_stream(name: str, stream: Any, *, limit: int = STREAM_ROWS) -> Source:
     """The first `limit` rows of an iterable data set, which is consumed that far."""
-    taken: list[Any] = []
-    for row in stream:
-        taken.append(row)
-        if len(taken) == limit:
-            break
-    table = table_of_rows(taken)
+    table = table_of_rows(_front(stream, limit))
     features = dict(getattr(stream, "features", None) or {})
-    chosen = np.arange(len(taken), dtype=np.int64)
+    chosen = np.arange(table.num_rows, dtype=np.int64)
     return Source(name, None, chosen, tuple(table.column_names), features, table)
+
+
+def _front(stream: Any, limit: int) -> Iterator[dict[str, Any]]:
+    """The first rows, one at a time and no more than memory is meant to hold."""
+    held = 0
+    for count, row in enumerate(stream, start=1):
+        cells = {name: _cell(value) for name, value in _cells(row).items()}
+        yield cells
+        held += sum(_size(cell) for cell in cells.values())
+        if count == limit or held > STREAM_BYTES:
+            return
+
+
+def _size(cell: Any) -> int:
+    if isinstance(cell, np.ndarray):
+        return cell.nbytes
+    return len(cell) if isinstance(cell, (str, bytes)) else 8
 
 
 # ---------------------------------------------------------------- rows into tables

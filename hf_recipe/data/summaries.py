@@ -33,123 +33,11 @@ from hf_recipe.data.hashing import (
     mix,
     numbers,
 )
-
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
-Hashes = npt.NDArray[np.uint64]
+from hf_recipe.data.sketches import Distinct, Floats, Integers, Lowest, Moments
 
 EXAMPLES = 20
-ROWS, VALUES, EXTREMES = 8_192, 4_096, 256
-SPAN = 2.0**64
-
-
-@dataclass
-class Lowest:
-    """The `limit` items with the lowest keys, each with a number and a data set row."""
-
-    limit: int
-    keys: npt.NDArray[Any]
-    numbers: npt.NDArray[Any]
-    rows: Integers
-
-    @classmethod
-    def empty(cls, limit: int, key: Any = np.uint64) -> Lowest:
-        nothing = np.zeros(0)
-        return cls(limit, nothing.astype(key), nothing, nothing.astype(np.int64))
-
-    def add(self, keys: npt.NDArray[Any], values: npt.NDArray[Any], rows: Integers) -> None:
-        """Take in items; what cannot be among the lowest is never stored."""
-        if len(self.keys) == self.limit:
-            last = self.keys[-1]
-            near = keys < last
-            ties = np.flatnonzero(keys == last)
-            near[ties] = rows[ties] < self.rows[-1]  # the same items whatever the order
-            if not near.any():
-                return
-            keys, values, rows = keys[near], values[near], rows[near]
-        keys, rows = np.concatenate([self.keys, keys]), np.concatenate([self.rows, rows])
-        order = np.lexsort((rows, keys))[: self.limit]
-        self.numbers = np.concatenate([self.numbers, values])[order]
-        self.keys, self.rows = keys[order], rows[order]
-
-
-@dataclass
-class Distinct:
-    """Different values: the lowest hashes with their exact counts and the first row of each."""
-
-    hashes: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
-    counts: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
-    rows: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
-
-    def add_rows(self, hashes: Hashes, rows: Integers) -> None:
-        """Take in the hash of every row's value."""
-        if len(self.hashes) == VALUES:
-            near = hashes <= self.hashes[-1]
-            hashes, rows = hashes[near], rows[near]
-        if len(hashes):
-            distinct, first, counts = np.unique(hashes, return_index=True, return_counts=True)
-            self.add(distinct, counts, rows[first])
-
-    def add(self, hashes: Hashes, counts: Integers, rows: Integers) -> None:
-        """Take in hashes of values, each seen `counts` times, first in `rows`."""
-        every = np.concatenate([self.hashes, hashes])
-        kept, places = np.unique(every, return_inverse=True)
-        first = np.full(len(kept), np.iinfo(np.int64).max)
-        np.minimum.at(first, places, np.concatenate([self.rows, rows]))
-        total = np.bincount(places, weights=np.concatenate([self.counts, counts]))
-        self.hashes, self.rows = kept[:VALUES], first[:VALUES]
-        self.counts = total[:VALUES].astype(np.int64)
-
-    @property
-    def is_exact(self) -> bool:
-        return len(self.hashes) < VALUES
-
-    @property
-    def estimate(self) -> int:
-        """How many different values there are."""
-        if self.is_exact:
-            return len(self.hashes)
-        return round((VALUES - 1) / (float(self.hashes[-1]) / SPAN))
-
-
-@dataclass
-class Moments:
-    """Count, mean, and sums of squared and cubed deviations from it."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-    cubes: float = 0.0
-
-    @classmethod
-    def of(cls, values: Floats) -> Moments:
-        if not len(values):
-            return cls()
-        mean = float(values.mean())
-        moved = values - mean
-        powers = moved * moved
-        return cls(len(values), mean, float(powers.sum()), float((powers * moved).sum()))
-
-    def merge(self, other: Moments) -> None:
-        """Add `other`'s values (Chan et al. 1983)."""
-        a, b = self.count, other.count
-        if not b:
-            return
-        n, gap = a + b, other.mean - self.mean
-        self.cubes += other.cubes + gap**3 * a * b * (a - b) / n**2
-        self.cubes += 3 * gap * (a * other.squares - b * self.squares) / n
-        self.squares += other.squares + gap**2 * a * b / n
-        self.mean += gap * b / n
-        self.count = n
-
-    @property
-    def deviation(self) -> float:
-        return math.sqrt(max(self.squares, 0.0) / self.count) if self.count else math.nan
-
-    @property
-    def skewness(self) -> float:
-        spread = self.deviation
-        return self.cubes / self.count / spread**3 if self.count and spread > 0 else math.nan
+WIDEST = 4_096  # elements of a list that are looked at one by one
+ROWS, EXTREMES = 8_192, 256
 
 
 @dataclass
@@ -157,13 +45,15 @@ class Summary:
     """One column: counts, moments, extremes, lengths, and samples of rows and values.
 
     Attributes:
-        kind: "text", "number", "numbers" (lists), "image" or "other".
+        kind: "text", "number", "numbers" (lists), "image", "audio" or "other".
         whole: whether every number is whole.
         rows, nulls, nonfinite, zeros, blank, words: counts (zeros of numbers, words of texts).
         low, high, moments: of the numbers, elements of lists included.
         lengths: characters or elements a row, as moments; shortest, longest.
         sample: of rows: the number, or the length where rows are no single numbers.
         highest, lowest: the extremes of the same numbers, with their rows.
+        element_low, element_high: of each place, where all lists are as long; even: whether they
+            are so far.
         bad, blanks: the first rows that are NaN, infinite or null; that are blank.
     """
 
@@ -185,6 +75,9 @@ class Summary:
     sample: Lowest = field(default_factory=lambda: Lowest.empty(ROWS))
     highest: Lowest = field(default_factory=lambda: Lowest.empty(EXTREMES, np.float64))
     lowest: Lowest = field(default_factory=lambda: Lowest.empty(EXTREMES, np.float64))
+    element_low: Floats | None = None
+    element_high: Floats | None = None
+    even: bool = True
     bad: list[int] = field(default_factory=list)
     blanks: list[int] = field(default_factory=list)
 
@@ -250,11 +143,30 @@ class Summary:
             flat = raw.astype(np.float64)
             finite = np.isfinite(flat) & np.asarray(values.is_valid())
             self._values(flat[finite])
+            self._elements(np.where(finite, flat, np.nan), lengths)
             if not finite.all():
                 owner = np.repeat(np.arange(len(array)), lengths)
                 broken = np.zeros(len(array), dtype=bool)
                 broken[owner[~finite]] = True
                 self._broken(rows, broken)
+
+    def _elements(self, flat: Floats, lengths: Integers) -> None:
+        """The extremes of each place."""
+        width = int(lengths[0])
+        known = width if self.element_low is None else len(self.element_low)
+        self.even = self.even and 0 < width == known <= WIDEST and bool((lengths == width).all())
+        if not self.even:
+            self.element_low = self.element_high = None
+            return
+        grid = flat.reshape(-1, width)
+        self._widen(np.fmin.reduce(grid, axis=0), np.fmax.reduce(grid, axis=0))
+
+    def _widen(self, low: Floats | None, high: Floats | None) -> None:
+        if low is None or high is None:
+            return
+        if self.element_low is not None and self.element_high is not None:
+            low, high = np.fmin(self.element_low, low), np.fmax(self.element_high, high)
+        self.element_low, self.element_high = low, high
 
     def _add_structs(self, array: pa.Array, rows: Integers, valid: Any) -> None:
         names = {array.type.field(i).name for i in range(array.type.num_fields)}
@@ -320,6 +232,10 @@ class Summary:
             both.low, both.high = min(both.low, part.low), max(both.high, part.high)
             both.shortest = min(both.shortest, part.shortest)
             both.longest = max(both.longest, part.longest)
+            same = {len(s.element_low) for s in (self, other) if s.element_low is not None}
+            both.even = both.even and part.even and len(same) < 2
+            if both.even:
+                both._widen(part.element_low, part.element_high)
             both.moments.merge(part.moments)
             both.lengths.merge(part.lengths)
             both.distinct.add(part.distinct.hashes, part.distinct.counts, part.distinct.rows)
@@ -336,6 +252,13 @@ class Summary:
     def constant(self) -> bool:
         """Whether all rows are the same; never said of a single row."""
         return self.rows > 1 and len(self.distinct.hashes) == 1
+
+    @property
+    def still(self) -> Integers:
+        """Places of lists, all as long, that hold the same number in every row."""
+        if not self.even or self.element_low is None or self.rows < 2:
+            return np.zeros(0, dtype=np.int64)
+        return np.flatnonzero(self.element_low == self.element_high)
 
     def quantiles(self, *shares: float) -> tuple[float, ...]:
         """Quantiles of the rows' numbers (lengths, where rows are no single numbers)."""
@@ -361,7 +284,8 @@ class Summary:
 def word_starts(array: pa.Array) -> tuple[int, npt.NDArray[np.bool_]]:
     """Words in a string array (between ASCII white space), and which rows may be blank.
 
-    Those are rows in which no word begins with a plain character: wide spaces, or nothing.
+    Those are rows that do not begin with a plain character: white space, letters beyond ASCII
+    (wide spaces are among them), or nothing.
     """
     wide = pa.types.is_large_string(array.type)
     _, offsets, data = array.buffers()
@@ -373,10 +297,11 @@ def word_starts(array: pa.Array) -> tuple[int, npt.NDArray[np.bool_]]:
     text = np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]]
     bounds = bounds - bounds[0]
     inside = text > 32
-    starts = inside.copy()
-    np.greater(inside[1:], inside[:-1], out=starts[1:])
     holding = bounds[:-1] < bounds[1:]
-    heads = bounds[:-1][holding]  # a row's first character follows another row's
-    starts[heads] = inside[heads]
-    doubtful[holding] = ~np.logical_or.reduceat(starts & (text < 0x80), heads)
-    return int(np.count_nonzero(starts)), doubtful
+    heads = bounds[:-1][holding]
+    words = int(np.count_nonzero(inside[1:] > inside[:-1])) + int(inside[0])
+    later = heads[heads > 0]  # a row's first character follows another row's last
+    words += int(np.count_nonzero(inside[later] & inside[later - 1]))
+    first = text[heads]
+    doubtful[holding] = (first <= 32) | (first >= 0x80)
+    return words, doubtful

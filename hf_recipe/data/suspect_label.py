@@ -23,6 +23,7 @@ from scipy.stats import norm
 
 from hf_recipe.core.check import Check, Measurement, private
 from hf_recipe.core.finding import Fault
+from hf_recipe.data.source import LABELS
 from hf_recipe.data.suspects import by_confusion, margin_scores
 
 Floats = npt.NDArray[np.float64]
@@ -202,7 +203,9 @@ def suspect_label(
         parts.append(seen.note)
     yield Fault(
         "; ".join(parts),
-        subject=seen.column,
+        subject="labels" if seen.column in LABELS else seen.column,  # of a file, or of the Trainer
+        fix='dataset.to_parquet("rows.parquet")  # then: hf-recipe review rows.parquet '
+        f"--label {seen.column}",
         severity="note" if seen.rate > nature else None,
         evidence={
             "seen": f"{seen.sure_contradicted:,} of {seen.sure:,} sure rows contradicted",
@@ -222,7 +225,7 @@ SUSPECT_LABEL = Check(
     severity="warning",
     moments=("dataset", "run"),
     why="Wrong labels bound what can be measured and are learnt by heart late in training.",
-    fix="hf-recipe review DATASET --label label  # look at the worst, then apply the patch file",
+    fix='dataset.to_parquet("rows.parquet")  # then: hf-recipe review rows.parquet --label label',
     source="Northcutt et al. 2021 (arXiv:1911.00068); Pleiss et al. 2020 (arXiv:2001.10528)",
     judges=(suspect_label,),
     unsure="A group of rows that the witness gets wrong as a whole, and surely, looks like wrong "

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
+from hf_recipe.data.asked import CALL, asking
 from hf_recipe.data.cheap import (
     ALPHA,
     Trial,
@@ -32,10 +33,10 @@ from hf_recipe.data.cheap import (
 )
 from hf_recipe.data.context import tokens_of, words_trial
 from hf_recipe.data.giveaway_tokens import NEARLY, Giveaway, balanced, from_tokens
-from hf_recipe.data.hashing import flat_array
+from hf_recipe.data.hashing import flat_array, is_list, is_number
 from hf_recipe.data.labels import seen_counts
 from hf_recipe.data.sample import Sample, floats_of, gather, sample_of
-from hf_recipe.data.source import roles_of
+from hf_recipe.data.source import Source, roles_of, source_of
 from hf_recipe.data.words import TokenRows
 from hf_recipe.instruments.subject import Subject
 
@@ -100,6 +101,43 @@ def take_giveaways(subject: Subject) -> Iterator[Located]:
         note=sample.note,
     )
     yield Located(measured, "train")
+
+
+def take_copies(subject: Subject) -> Iterator[Located]:
+    """Before a run, where inputs are plain numbers: elements that hold the class itself."""
+    if subject.cache.get("raw"):
+        raise Skip("looked for along with everything else")
+    source = source_of(subject, "train")
+    roles = roles_of(subject, source)
+    if not roles.inputs or not _plain_numbers(source, roles.inputs):
+        raise Skip("takes seconds of its own: hf_recipe.inspect_dataset(dataset)")
+    if seen_counts(subject, source, roles).form != "class":
+        raise Skip("the labels are no classes")
+    sample = sample_of(subject)
+    labels, columns = sample.labels, dict(sample.inputs.columns)
+    parts = [labels == k for k in range(sample.classes)]
+    exact = [n for n, v in columns.items() if all(_one_value(v[part]) for part in parts)]
+    found = from_columns(subject, sample, columns, None) if exact else []
+    measured = Giveaways(
+        label=str(roles.label),
+        features=len(columns),
+        found=tuple(g for g in found if g.name in exact and g.form == "copy"),
+        rows=int(sample.held.sum()),
+        unread=tuple(sample.inputs.unread),
+        note=f"exact copies alone; {sample.note}",
+    )
+    yield Located(measured, "train")
+
+
+def _plain_numbers(source: Source, inputs: tuple[str, ...]) -> bool:
+    """Whether every input is numbers, or flat lists of them, that are no token ids."""
+    for name in inputs:
+        kind = flat_array(next(source.chunks([name])).column(name)).type
+        if is_list(kind) and not pa.types.is_integer(kind.value_type):
+            kind = kind.value_type
+        if not is_number(kind):
+            return False
+    return True
 
 
 # ---------------------------------------------------------------- columns
@@ -256,9 +294,8 @@ def target_in_input(
         )
 
 
-GIVEAWAYS = Probe(
-    "look for the label in the input", "dataset", (Giveaways,), take_giveaways, ("inspection",)
-)
+COPIES = Probe("look for the label among numbers", "dataset", (Giveaways,), take_copies)
+GIVEAWAYS = asking("look for the label in the input", Giveaways, take_giveaways)
 
 TARGET_IN_INPUT = Check(
     name="target-in-input",
@@ -273,5 +310,5 @@ TARGET_IN_INPUT = Check(
     unsure="Tasks that one feature lawfully decides (is it a question: the last mark). Several "
     "features that give the label away only together are not seen.",
     explains=("label-shortcut",),
-    call="hf_recipe.inspect_dataset(dataset)",
+    call=CALL,
 )

@@ -17,6 +17,7 @@ from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.data.masks import IGNORED, shifts_labels
 from hf_recipe.data.source import splits_of
+from hf_recipe.data.targets import targets_misplaced
 from hf_recipe.data.tokenizer import (
     Special,
     attended_tokens,
@@ -26,6 +27,7 @@ from hf_recipe.data.tokenizer import (
     trailing,
 )
 from hf_recipe.instruments.batches import Batch
+from hf_recipe.instruments.overrides import overrides
 from hf_recipe.instruments.subject import Subject
 
 
@@ -37,6 +39,8 @@ class TokenFacts(Measurement):
         rows: rows collated.
         generates: whether the model learns to continue or to answer (causal, seq2seq).
         shifted: whether the model itself compares the output at t with the label at t + 1.
+        own_loss: whether the Trainer computes the loss without the model's own, so that labels
+            alone do not tell where they are compared.
         padding, padding_labelled: positions of padding, and those that count in the loss.
         ends, ends_labelled: end tokens that are attended to beyond a row's first position, and
             end tokens (any that the model stops at) that count in the loss.
@@ -54,6 +58,7 @@ class TokenFacts(Measurement):
     rows: int = 0
     generates: bool = False
     shifted: bool = False
+    own_loss: bool = False
     padding: int = 0
     padding_labelled: int = 0
     ends: int = 0
@@ -117,12 +122,19 @@ def token_facts(subject: Subject, batches: list[Batch]) -> TokenFacts:
         **totals,
         generates=shifted or answers,
         shifted=shifted,
+        own_loss=_loss_of_ones_own(subject.trainer),
         end_known=special.declared,
         embeddings=embeddings,
         other_end=last.count(common) / len(last) if other and common is not None else 0.0,
         outside_rows=tuple(outside_rows[:20]),
         examples=tuple(examples[:20]),
     )
+
+
+def _loss_of_ones_own(trainer: Any) -> bool:
+    if trainer is None:
+        return False
+    return overrides(trainer, "compute_loss") or trainer.compute_loss_func is not None
 
 
 def _labels(
@@ -246,8 +258,8 @@ def labels_shifted(
     enough: Annotated[int, "positions compared; judged"] = 32,
 ) -> Iterator[Fault]:
     """Labels that already stand one position early, for a model that shifts them itself."""
-    if not seen.shifted or seen.supervised < enough:
-        return
+    if not seen.shifted or seen.own_loss or seen.supervised < enough:
+        return  # what a loss of one's own compares is read off its gradient
     shares = seen.ahead / seen.supervised, seen.aligned / seen.supervised
     if shares[0] >= ahead and shares[1] <= aligned:
         yield Fault(
@@ -321,12 +333,12 @@ LABELS_SHIFTED = Check(
     name="labels-shifted",
     stage="data",
     severity="error",
-    moments=("batch",),
-    why="Causal models shift labels inside; labels that are shifted already train the token after "
-    "the next.",
+    moments=("batch", "probe"),
+    why="Shifted twice, labels train the token after the next; not shifted at all, the model "
+    "learns to copy the token that it reads.",
     fix="labels = input_ids.clone()  # the model shifts them",
     source="transformers issues 32944 and 44642, 2024-2026",
-    judges=(labels_shifted,),
+    judges=(labels_shifted, targets_misplaced),
 )
 
 DOUBLE_BOS = Check(

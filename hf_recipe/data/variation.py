@@ -16,9 +16,10 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 
-from hf_recipe.core.check import Check, Measurement, Probe, Skip
+from hf_recipe.core.check import Measurement, Skip
 from hf_recipe.core.exhibit import Answer, Table
 from hf_recipe.core.finding import Fault
+from hf_recipe.data.asked import answered, asking, chance_cell
 from hf_recipe.data.cheap import ALPHA, Trial, kernel, linear, paired
 from hf_recipe.data.context import (
     LARGEST,
@@ -179,14 +180,15 @@ def take_variation(subject: Subject) -> Iterator[VariationTrials | Answer | Tabl
     tokens, pictures = tokens_of(subject, sample), sample.inputs.pictures
     if pictures is not None:
         raw = pixels_trial(subject, sample, pictures)
-        tried = tuple(image_variations(raw, sample, pictures))
+        compared = image_variations(raw, sample, pictures)
     elif tokens is not None and not tokens.vocabulary:
         raise Skip("the inputs are token ids; give the text to ask about case or white space")
     elif tokens is not None:
         raw = words_trial(subject, sample, tokens)
-        tried = tuple(text_variations(raw, sample, tokens))
+        compared = text_variations(raw, sample, tokens)
     else:
         raise no_context(sample)
+    tried = tuple(compared) if raw.p_chance < ALPHA else ()  # nothing to lose, nothing to say
     trials = VariationTrials(
         modality="text" if pictures is None else "image",
         accuracy=raw.accuracy,
@@ -196,7 +198,8 @@ def take_variation(subject: Subject) -> Iterator[VariationTrials | Answer | Tabl
         note=sample.note,
     )
     yield trials
-    yield variation_table(trials)
+    if tried:
+        yield variation_table(trials)
     yield Answer(QUESTION, "data", answer(trials), {"rows": trials.rows, "sample": trials.note})
 
 
@@ -271,8 +274,8 @@ def answer(trials: VariationTrials, alpha: float = ALPHA, resolution: float = 0.
 def variation_table(trials: VariationTrials) -> Table:
     """The variations as a table."""
     rows: list[tuple[Any, ...]] = [
-        (v.name, round(v.share, 4), round(v.accuracy, 4), float(f"{v.p_loss:.2g}"),
-         float(f"{v.p_gain:.2g}"), round(v.most, 4), verdict(v))
+        (v.name, round(v.share, 4), round(v.accuracy, 4), chance_cell(v.p_loss),
+         chance_cell(v.p_gain), round(v.most, 4), verdict(v))
         for v in trials.variations
     ]  # fmt: skip
     head = ("normalised", "rows changed", "accuracy without it", "p of the loss",
@@ -315,21 +318,15 @@ def spurious_variation(
         )
 
 
-VARIATION = Probe(
-    "normalise variation", "dataset", (VariationTrials,), take_variation, ("inspection",)
-)
+VARIATION = asking("normalise variation", VariationTrials, take_variation)
 
-SPURIOUS_VARIATION = Check(
-    name="spurious-variation",
-    stage="data",
-    severity="note",
-    moments=("dataset",),
+SPURIOUS_VARIATION = answered(
+    "spurious-variation",
+    spurious_variation,
     why="Variation that tells nothing about the label must be learned away from examples, or be "
     "preprocessed out once.",
     fix="dataset = dataset.map(lambda row: {'text': row['text'].lower()})",
     source="Karpathy 2019; McNemar 1947, paired test of two classifiers",
-    judges=(spurious_variation,),
     unsure="By a cheap probe: a pretrained model has seen raw text and may do worse without case. "
     "Normalising is for what this model never learned.",
-    call="hf_recipe.inspect_dataset(dataset)",
 )

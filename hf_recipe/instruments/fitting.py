@@ -99,7 +99,12 @@ def split_batch(effective: int, *, largest: int, wanted: int) -> int:
 
 
 def noise_scale(
-    small_squares: Sequence[float], large_squares: Sequence[float], *, small: int, large: int
+    small_squares: Sequence[float],
+    large_squares: Sequence[float],
+    *,
+    small: int,
+    large: int,
+    population: int | None = None,
 ) -> tuple[float, float, float]:
     """The gradient noise scale, in rows, with an 80 % interval by the jackknife.
 
@@ -110,6 +115,9 @@ def noise_scale(
         small_squares: mean squared norm over the micro-batches of each large batch.
         large_squares: squared norm of each large batch's gradient.
         small, large: rows of a micro-batch and of a large batch.
+        population: rows of the set that the batches were drawn from without putting back; None:
+            it is endless. A finite one's own mean gradient is known better than its rows tell of
+            an endless one's, so without this a scale near the set's size comes out too large.
 
     Returns:
         (estimate, low, high); NaN where the mean gradient is not told from noise.
@@ -117,8 +125,9 @@ def noise_scale(
     pairs = list(zip(small_squares, large_squares, strict=True))
     if len(pairs) < 2 or not 0 < small < large:
         return math.nan, math.nan, math.nan
-    whole = _scale(pairs, small, large)
-    left = [_scale(pairs[:i] + pairs[i + 1 :], small, large) for i in range(len(pairs))]
+    share = 1 / population if population else 0.0
+    whole = _scale(pairs, small, large, share)
+    left = [_scale(pairs[:i] + pairs[i + 1 :], small, large, share) for i in range(len(pairs))]
     mean = sum(left) / len(left)
     spread = math.sqrt((len(left) - 1) / len(left) * sum((v - mean) ** 2 for v in left))
     if not (math.isfinite(whole) and math.isfinite(spread) and whole > 0):
@@ -126,9 +135,9 @@ def noise_scale(
     return whole, max(0.0, whole - 1.28 * spread), whole + 1.28 * spread
 
 
-def _scale(pairs: Sequence[tuple[float, float]], small: int, large: int) -> float:
+def _scale(pairs: Sequence[tuple[float, float]], small: int, large: int, share: float) -> float:
     few = sum(pair[0] for pair in pairs) / len(pairs)
     many = sum(pair[1] for pair in pairs) / len(pairs)
-    signal = (large * many - small * few) / (large - small)
     noise = (few - many) / (1 / small - 1 / large)
+    signal = (large * many - small * few) / (large - small) + share * noise
     return noise / signal if signal > 0 else math.nan

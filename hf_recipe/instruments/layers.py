@@ -1,5 +1,7 @@
 """Numbers by layer on a few steps of a run: gradient, weight, update, and what rounding took.
 
+Where parameters are sharded (DTensor), each process sums over its own shards and one collective
+adds them up: a reduction of a DTensor read with ``.item()`` would silently be the local one.
 A step that is looked at costs two copies of at most 65,536 elements and one read-out; which steps
 are looked at depends on the step's number alone, so that all processes do the same.
 """
@@ -10,20 +12,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from hf_recipe.core.check import Measurement
 
 ELEMENTS = 65_536
 TENSORS = 128
-EARLY = (2, 5, 10, 20, 50, 100)
-EVERY = 200
+EARLY = frozenset((2, 5, 10, 20, 50, 100, 200))
+EVERY = 400
 KEPT = 3  # samples in a measurement
 
 
 def looks_at(step: int) -> bool:
-    """Steps 2, 5, 10, 20, 50, 100 and every 200th: dense while everything changes, then rare."""
+    """Steps 2, 5, 10, 20, 50, 100, 200 and every 400th: dense while all changes, then rare."""
     return step in EARLY or (step > 0 and step % EVERY == 0)
+
+
+def looks_after(step: int) -> int:
+    """The next step after `step` that `looks_at` names."""
+    later = [early for early in EARLY if early > step]
+    return min(*later, (step // EVERY + 1) * EVERY) if later else (step // EVERY + 1) * EVERY
 
 
 @dataclass(frozen=True)
@@ -185,7 +194,7 @@ class LayerWatch:
         assert self._gradients is not None
         assert self._weights is not None
         device = now.device
-        sizes = [-(-(h.parameter.numel() - h.start) // h.stride) for h in self._held]
+        sizes = [_part(h, h.parameter).numel() for h in self._held]
         owner = torch.repeat_interleave(
             torch.arange(len(sizes), device=device), torch.tensor(sizes, device=device)
         )
@@ -216,9 +225,28 @@ class LayerWatch:
             dim=1,
         )
         sums = torch.zeros(len(sizes), 8, dtype=torch.float64, device=device)
-        return sums.index_add_(0, owner, stacked).tolist()
+        sums.index_add_(0, owner, stacked)
+        spread = [is_sharded(h.parameter) for h in self._held]
+        if any(spread):
+            if dist.get_rank():  # what every process holds whole is counted once
+                sums[torch.tensor([not each for each in spread], device=device)] = 0
+            dist.all_reduce(sums)
+        return sums.tolist()
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether this process holds a part of it alone (FSDP's DTensor)."""
+    return hasattr(tensor, "to_local")
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A reduced value as all processes have it; a collective where it is a DTensor."""
+    found: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return found
 
 
 def _part(held: _Held, tensor: torch.Tensor | None) -> torch.Tensor:
+    """The sampled elements, of this process's shard where there are several."""
     assert tensor is not None
-    return tensor.detach().reshape(-1)[held.start :: held.stride].float()
+    local: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local.detach().reshape(-1)[held.start :: held.stride].float()

@@ -37,6 +37,7 @@ class MarginWatch:
 
     Attributes:
         reason: why there are none, once that is known.
+        listening: whether forward passes are heard.
     """
 
     def __init__(self, rows: int, last_step: int) -> None:
@@ -50,21 +51,24 @@ class MarginWatch:
         self.others = np.zeros(size, dtype=np.int32)
         self._strange = self._seen = self._kept = 0
         self._contradicted = 1.0  # running share of the recent rows
+        self._shapes: Any = None  # of the last micro-batch that was suited
         self._logits: list[torch.Tensor] = []
         self._waiting: list[tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]] = []
         self._done: list[tuple[Any, Any, Any, Any]] = []
         self._hook: Any = None
+        self.listening = False
 
     def arm(self, model: nn.Module) -> None:
         """Hook the model's forward pass; again is the same as once."""
         self.disarm()
         self._hook = model.register_forward_hook(self._hear)
+        self.listening = True
 
     def disarm(self) -> None:
         """Take the hook off."""
         if self._hook is not None:
             self._hook.remove()
-        self._hook = None
+        self._hook, self.listening = None, False
         self._logits.clear()
 
     def _hear(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
@@ -75,31 +79,35 @@ class MarginWatch:
 
     # ---------------------------------------------------------------- a run, in its order
 
+    def step_begins(self, step: int) -> None:
+        """Step `step` is next: after the first half nobody listens any more."""
+        if self.listening and step > self.last_step:
+            self.disarm()
+
     def starts(self) -> None:
         """A micro-batch is about to run: what was heard outside of one is not the run's."""
-        self._logits.clear()
+        if self._logits:
+            self._logits.clear()
 
     def add(self, labels: Any, rows: tuple[int, ...]) -> None:
         """One micro-batch has run: `labels` of its `rows`, in order."""
         logits, self._logits = self._logits, []
-        if self._hook is None or self.reason:
+        if not self.listening or self.reason:
             return
-        reason = _unsuited(logits, labels, rows)
-        if reason:
-            if len(rows) == 0 or not self._seen:  # a batch cut short is skipped, no more
-                self.reason = reason
-                self.disarm()
-            return
+        shapes = _shapes(logits, labels, rows)
+        if shapes is None or shapes != self._shapes:
+            reason = _unsuited(logits, labels, rows)
+            if reason:
+                if len(rows) == 0 or not self._seen:  # a batch cut short is skipped, no more
+                    self.reason = reason
+                    self.disarm()
+                return
+            self._shapes = shapes
         self._seen += len(rows)
         self._waiting.append((logits[0], labels, rows))
         self._kept += logits[0].numel()
         if self._kept > MOST_KEPT:
             self._compute()
-
-    def step_ends(self, step: int) -> None:
-        """The first half is over: listen no more."""
-        if step >= self.last_step and self._hook is not None:
-            self.disarm()
 
     def flush(self) -> None:
         """Take in what waits, of all ranks. A collective: all ranks call it."""
@@ -185,6 +193,13 @@ class MarginWatch:
             wrong = float((chunk < 0).mean())
             self._contradicted += (wrong - self._contradicted) * min(1.0, len(chunk) / RECENT)
         return knows
+
+
+def _shapes(logits: list[torch.Tensor], labels: Any, rows: tuple[int, ...]) -> Any:
+    """What a suited micro-batch is known by at its next coming; None: it is to be looked at."""
+    if len(logits) != 1 or not isinstance(labels, torch.Tensor):
+        return None
+    return logits[0].shape, labels.shape, labels.dtype, len(rows)
 
 
 def _unsuited(logits: list[torch.Tensor], labels: Any, rows: tuple[int, ...]) -> str:

@@ -18,16 +18,17 @@ from hf_recipe.core.exhibit import Series
 from hf_recipe.instruments.distributed import mean_over_ranks, world_size
 from hf_recipe.instruments.window import Step
 
-FLUSH_EVERY, EARLY = 16, 128
+FLUSH_EVERY, EARLY, LATE = 16, 128, 512
 
 
 def flushes_at(step: int) -> bool:
-    """Steps 1, 2, 4, 8, every 16th up to 128, then every 32nd.
+    """Steps 1, 2, 4, 8, every 16th up to 128, every 32nd up to 512, then every 64th.
 
-    Early faults are named early, and later flushes cost little.
+    Early faults are named early, late ones within a hundred steps, and flushes cost little.
     """
-    every = FLUSH_EVERY if step <= EARLY else 2 * FLUSH_EVERY
-    return step % every == 0 or step in (1, 2, 4, 8)
+    if step % FLUSH_EVERY:
+        return step in (1, 2, 4, 8)
+    return step % (FLUSH_EVERY if step <= EARLY else 32 if step <= LATE else 64) == 0
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Recorder:
         It is read on a CPU alone, where nobody waits for it; elsewhere the next flush will tell.
         """
         self.micro_batches.append(loss)
-        if loss.device.type != "cpu" or math.isfinite(loss):
+        if not loss.is_cpu or math.isfinite(loss.item()):
             return True
         self._finite = False
         return False
@@ -83,17 +84,8 @@ class Recorder:
         self.last_step = step
         finite = self._finite
         if self.micro_batches:
-            self._pending.append(
-                _Pending(
-                    step=step,
-                    micro=self.micro_batches,
-                    norm=self.norm,
-                    learning_rate=self.learning_rate,
-                    rows=tuple(self.rows),
-                    seconds=seconds + self.waiting,
-                    waiting=self.waiting,
-                )
-            )
+            held = (self.micro_batches, self.norm, self.learning_rate, tuple(self.rows))
+            self._pending.append(_Pending(step, *held, seconds + self.waiting, self.waiting))
         self._next_step()
         return finite
 

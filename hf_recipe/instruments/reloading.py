@@ -25,7 +25,7 @@ def lost_tensors(model: nn.Module, stored: Mapping[str, torch.Tensor]) -> tuple[
 
     Of names that share one tensor it is enough that one is stored.
     """
-    state = model.state_dict()
+    state = {k: t for k, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
     held = {(t.data_ptr(), t.shape) for name, t in state.items() if name in stored and t.numel()}
     lost = []
     for name, tensor in state.items():

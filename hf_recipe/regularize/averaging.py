@@ -68,6 +68,7 @@ class WeightAveraging(TrainerCallback):  # type: ignore[misc]
         self._trainer = weakref.ref(trainer)
         self.kind, self.decay, self.start, self.rows = kind, decay, start, rows
         self.averaged: AveragedModel | None = None
+        self._live = nn.ParameterList()  # the model's own parameters
         self.gain: Gain | None = None
         self.history: list[tuple[int, float, float]] = []
 
@@ -99,8 +100,9 @@ class WeightAveraging(TrainerCallback):  # type: ignore[misc]
             logger.warning("weights are not averaged: they are sharded (%s)", sharded[:1])
             return
         # The parameters alone: a copy of the whole model would carry everyone's hooks along.
-        copies = nn.ParameterList([p.detach().clone() for p in self.model.parameters()])
-        self.averaged = AveragedModel(copies.requires_grad_(False), avg_fn=self._average)
+        self._live = nn.ParameterList(self.model.parameters())
+        copies = nn.ParameterList([p.detach().clone() for p in self._live])
+        self.averaged = AveragedModel(copies.requires_grad_(False), multi_avg_fn=self._average)
         self.gain, self.history = None, []
         if not state.global_step:
             return
@@ -113,25 +115,29 @@ class WeightAveraging(TrainerCallback):  # type: ignore[misc]
         stored = torch.load(path, weights_only=True, map_location="cpu")
         self.averaged.load_state_dict(stored, strict=False)
 
-    def _average(self, old: torch.Tensor, new: torch.Tensor, count: Any) -> torch.Tensor:
-        if not old.is_floating_point():
-            return new
+    def _average(self, old: Any, new: Any, count: Any) -> None:
+        """Move averages towards the latest weights, all of one device and type at once."""
         seen = int(count)
-        if self.kind == "tail":
-            return old + (new - old) / (seen + 1)
-        # the first weights say nothing: their share falls as the count grows
-        return torch.lerp(new, old, min(self.decay, (1 + seen) / (10 + seen)))
+        # of an EMA the first weights say nothing: their share falls as the count grows
+        step = (
+            1 / (seen + 1) if self.kind == "tail" else 1 - min(self.decay, (1 + seen) / (10 + seen))
+        )
+        if old[0].is_floating_point():
+            torch._foreach_lerp_(old, new, step)
+        else:
+            torch._foreach_copy_(old, new)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take in the weights of this step."""
         if self.averaged is None:
             return
         if self.kind == "ema" or state.global_step > self.start * state.max_steps:
-            self.averaged.update_parameters(nn.ParameterList(self.model.parameters()))
+            self.averaged.update_parameters(self._live)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at both weights on the same rows; once for each step."""
-        if not self.count or (self.history and self.history[-1][0] == state.global_step):
+        seen = self.history and self.history[-1][0] == state.global_step
+        if not self.count or not self.rows or seen:
             return
         losses = self.compare()
         if losses is None:
@@ -213,7 +219,7 @@ class WeightAveraging(TrainerCallback):  # type: ignore[misc]
                 buffer.copy_(values[name])
 
     def _batches(self, rows: Rows, size: int) -> Iterator[dict[str, Any]]:
-        chosen = rows.evenly_spaced(self.rows)
+        chosen = rows.evenly_spaced(self.rows or 1024)
         device = next(self.model.parameters()).device
         for start in range(0, len(chosen), size):
             part = chosen[start : start + size]
@@ -261,7 +267,7 @@ def average_weights(
             end of the run.
         decay: of "ema": about 1 / (1 - decay) steps are averaged.
         start: of "tail": share of the run after which it begins.
-        rows: most evaluation rows that both weights are compared on.
+        rows: most evaluation rows that both weights are compared on; 0: they are not compared.
     """
     callback = WeightAveraging(trainer, kind, decay=decay, start=start, rows=rows)
     trainer.add_callback(callback)

@@ -36,6 +36,7 @@ class Circumstances(Measurement):
         parameters: trained numbers.
         inputs: name of the main input.
         dropout: highest rate among the model's modules.
+        dropouts: how many of its modules can drop units; None: not counted.
         decay: highest weight decay.
         augmented: whether `Augmentation` is on this Trainer.
         pretrained: name or folder the weights came from; empty: drawn from a config.
@@ -48,6 +49,7 @@ class Circumstances(Measurement):
     decay: float = 0.0
     augmented: bool = False
     pretrained: bool = False
+    dropouts: int | None = None
 
 
 def take(subject: Any) -> Iterator[Circumstances]:
@@ -64,6 +66,7 @@ def take(subject: Any) -> Iterator[Circumstances]:
         decay=float(subject.args.weight_decay or 0.0),
         augmented=any(isinstance(c, Augmentation) for c in callbacks),
         pretrained=bool(getattr(subject.config, "_name_or_path", "")),
+        dropouts=len(rates),
     )
 
 
@@ -90,7 +93,8 @@ def advice(seen: Mapping[str, Measurement], stop_at: int) -> tuple[str, ...]:
         )
     if run.rows and run.parameters > CAPACITY * run.rows:
         told.append(f"a smaller model ({run.parameters / run.rows:,.0f} parameters per row)")
-    told.append(f"dropout (now {run.dropout:g})")
+    none = run.dropouts == 0
+    told.append("dropout (this model has none)" if none else f"dropout (now {run.dropout:g})")
     told.append(f"weight decay (now {run.decay:g})")
     told.append(f"early stopping (at step {stop_at:,})")
     return tuple(told)

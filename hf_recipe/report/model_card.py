@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from hf_recipe.core.exhibit import Cell, Table
 from hf_recipe.core.finding import STAGES, Finding
 from hf_recipe.core.report import Report, write_atomically
 from hf_recipe.report.console import counts, where
@@ -17,6 +18,7 @@ from hf_recipe.report.console import counts, where
 START, END = "<!-- hf_recipe: start -->", "<!-- hf_recipe: end -->"
 STATES = {"pass": "done", "warn": "done, with doubts", "fail": "not done"}
 HEAD = "Checked with hf_recipe"
+MOST_ROWS = 50  # of a table
 
 
 def render_markdown(report: Report) -> str:
@@ -51,8 +53,24 @@ def render_markdown(report: Report) -> str:
         parts.append(
             _table(("question", "answer"), ([a.question, a.answer] for a in redacted.answers))
         )
+    parts += _tables(redacted)
     parts += _coverage(redacted)
     return "\n\n".join(parts) + "\n"
+
+
+def _tables(report: Report) -> list[str]:
+    """The last stage's tables, folded away: what the model came from, and how good it is."""
+    tables = [e for e in report.exhibits if isinstance(e, Table) and e.stage == STAGES[-1]]
+    parts = []
+    for table in tables:
+        rows = ([_cell(cell) for cell in row] for row in table.rows[:MOST_ROWS])
+        parts.append(f"**{_plain(table.title)}**\n\n{_table(table.columns, rows)}")
+        if table.caption:
+            parts.append(_plain(table.caption))
+    if not parts:
+        return []
+    body = "\n\n".join(parts)
+    return [f"<details><summary>Tables</summary>\n\n{body}\n\n</details>"]
 
 
 def _coverage(report: Report) -> list[str]:
@@ -98,6 +116,12 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     heads = list(columns)
     lines = [heads, ["---"] * len(heads), *([_plain(c) for c in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Cell) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _plain(content: str) -> str:

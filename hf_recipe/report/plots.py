@@ -5,6 +5,7 @@ Colours come from classes, so that the page's light and dark themes hold here to
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ def draw_curve(curve: Curve) -> str:
     lines = curve.lines[:MOST_LINES]
     xs = [v for line in lines for v in line.x]
     ys = [v for line in lines for values in (line.y, line.low, line.high) for v in values]
+    if curve.bars and xs:
+        xs, ys = [*xs, min(xs) - _gap(xs) / 2, max(xs) + _gap(xs) / 2], [*ys, 0.0]
     x_axis = _axis(xs, [m.value for m in curve.marks if m.axis == "x"], curve.log_x)
     y_axis = _axis(ys, [m.value for m in curve.marks if m.axis != "x"], curve.log_y, pad=0.06)
     if x_axis is None or y_axis is None:
@@ -72,7 +75,10 @@ def draw_curve(curve: Curve) -> str:
     up = Scale(*y_axis, HEIGHT - BOTTOM, TOP, curve.log_y)
     parts = [*_frame(curve, across, up)]
     for place, line in enumerate(lines):
-        parts += _drawn(line, place, across, up)
+        if curve.bars:
+            parts += _bars(line, place, len(lines), _gap(xs[:-2]), across, up)
+        else:
+            parts += _drawn(line, place, across, up)
     for mark in curve.marks:
         parts += _threshold(mark, across, up)
     title = f"{text(curve.title)}: {text(curve.y_label)} over {text(curve.x_label)}"
@@ -104,6 +110,27 @@ def _frame(curve: Curve, across: Scale, up: Scale) -> Iterator[str]:
     yield f"{' (log)' if curve.log_y else ''}</text>"
 
 
+def _gap(xs: Sequence[float]) -> float:
+    """The least distance between two different values; 1 where there is one value alone."""
+    known = sorted({x for x in xs if math.isfinite(x)})
+    return min((b - a for a, b in itertools.pairwise(known)), default=1.0)
+
+
+def _bars(
+    line: Line, place: int, lines: int, gap: float, across: Scale, up: Scale
+) -> Iterator[str]:
+    """A bar from zero for each point, beside those of the other lines."""
+    width = 0.8 * (across(across.low + gap) - across(across.low)) / lines
+    for x, y in zip(line.x, line.y, strict=False):
+        if not (across.shows(x) and up.shows(y)):
+            continue
+        left = across(x) + width * (place - lines / 2)
+        top, bottom = sorted((up(y), up(0.0)))
+        yield f'<rect class="bar c{place % COLOURS}" x="{left:.1f}" y="{top:.1f}" '
+        yield f'width="{max(width - 1, 0.5):.1f}" height="{bottom - top:.1f}">'
+        yield f"<title>{text(line.name)}: {number(y)} at {number(x)}</title></rect>"
+
+
 def _drawn(line: Line, place: int, across: Scale, up: Scale) -> Iterator[str]:
     points = list(zip(line.x, line.y, strict=False))
     band = list(zip(line.x, line.low, line.high, strict=False))
@@ -121,14 +148,14 @@ def _drawn(line: Line, place: int, across: Scale, up: Scale) -> Iterator[str]:
         f"{line.name}: last {number(finite[-1])}, "
         f"lowest {number(min(finite))}, highest {number(max(finite))}"
     )
-    for run in _runs(points, across, up):
+    for run in () if line.dots else _runs(points, across, up):
         kept = thinned(run, MOST_POINTS)
         path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in kept)
         if len(kept) > 1:
             yield f'<polyline class="line {colour}" points="{path}"><title>{text(about)}</title>'
             yield "</polyline>"
-    if len(points) <= MOST_DOTS or len(finite) <= MOST_DOTS:
-        for x, y in points:
+    if line.dots or len(points) <= MOST_DOTS or len(finite) <= MOST_DOTS:
+        for x, y in points[:: math.ceil(len(points) / MOST_POINTS)]:
             if across.shows(x) and up.shows(y):
                 yield f'<circle class="dot {colour}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3">'
                 yield f"<title>{text(line.name)}: {number(y)} at {number(x)}</title></circle>"

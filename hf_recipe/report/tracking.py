@@ -7,11 +7,14 @@ Trainer's own callback over the run's step.
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from hf_recipe.core.exhibit import Table
 from hf_recipe.core.finding import Finding
 from hf_recipe.core.report import Report
 from hf_recipe.report.page import render_page, verdict
@@ -58,8 +61,27 @@ class TrackingSink:
         for finding in shown.flat:
             self.alert(finding)
 
-    def close(self, report: Report, step: int) -> None:
-        """Log what `update` has not, the table of findings, and the page as an artifact."""
+    def follow(self, numbers: Mapping[str, float], step: int) -> None:
+        """Log `numbers` of one moment, by name under "recipe/".
+
+        Args:
+            numbers: finite ones are sent.
+            step: optimizer steps done.
+        """
+        run = wandb_run() if "wandb" in self.trackers else None
+        finite = {f"recipe/{k}": v for k, v in numbers.items() if math.isfinite(v)}
+        if run is not None and finite:
+            self._define(run)
+            run.log({**finite, STEP: step})
+
+    def close(self, report: Report, step: int, *, tables: Collection[str] = ()) -> None:
+        """Log what `update` has not, the table of findings, and the page as an artifact.
+
+        Args:
+            report: as it ended.
+            step: optimizer steps done.
+            tables: titles of the report's tables that are sent as such too, where they may.
+        """
         self.update(report, step)
         run = wandb_run() if "wandb" in self.trackers else None
         if run is None:
@@ -70,6 +92,11 @@ class TrackingSink:
         columns, rows = findings_table(shown)
         self._define(run)
         run.log({"recipe/findings": wandb.Table(columns=columns, data=rows), STEP: step})
+        for item in shown.exhibits:
+            if isinstance(item, Table) and item.title in tables:
+                name = "recipe/" + "-".join(re.findall(r"[a-z0-9]+", item.title.lower()))
+                sent = wandb.Table(columns=list(item.columns), data=[list(r) for r in item.rows])
+                run.log({name: sent, STEP: step})
         run.summary["recipe/status"] = status(shown)
         run.summary["recipe/next_step"] = shown.next_step
         artifact = wandb.Artifact(f"recipe-report-{run.id}", type="report")

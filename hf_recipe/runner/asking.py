@@ -79,6 +79,10 @@ def human(options: Any) -> int:
     interview = human_interview(
         data, roles, mine, count=options.count, seed=options.seed, annotator=options.annotator
     )
+    again = len(interview.questions) - len({question.row for question in interview.questions})
+    if again:
+        _say(f"{len(interview.questions) - again} rows, {again} of them asked twice: "
+             "how far do you agree with yourself?")  # fmt: skip
     ask(interview, web=options.web)
     answers = [read_answers(path) for path in sorted(folder.glob("*.jsonl"))]
     if not any(one.first for one in answers):

@@ -5,7 +5,6 @@ Augmentation, dropout and decay of weights are off: generalisation comes later.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -22,11 +21,10 @@ from hf_recipe.instruments.compare import Outcome
 from hf_recipe.instruments.distributed import from_rank_0
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.subject import Subject
-from hf_recipe.runner.data import Data
 from hf_recipe.runner.experiment import Lab
 from hf_recipe.runner.gates import baselines_gate
-from hf_recipe.runner.journey import Journey
-from hf_recipe.runner.looks import examiner_of, largest_batch
+from hf_recipe.runner.journey import Journey, validation_loss
+from hf_recipe.runner.looks import counted, examiner_of, largest_batch, same_twice
 from hf_recipe.runner.pieces import curves
 from hf_recipe.trainer.preflight import subject_of_trainer
 
@@ -44,18 +42,23 @@ def run(journey: Journey) -> Gate:
     _first_loss(lab, subject)
     one_batch, text = _one_batch(lab, subject, examiner)
     examiner.examine(row_dependence, subject, guard=lambda: quiet(trainer.model, trainer=trainer))
+    lab.show.say(f"       two short runs from one seed agree: {same_twice(examiner, trainer)}")
     largest_batch(examiner, trainer)
     leaking = any(finding.check == "example-leak" for finding in lab.report.flat)
     simplest = journey.outcomes(
         "simplest", setup.change(model="simplest", learning_rate=SIMPLEST_RATE)
     )
+    journey.note("simplest", simplest)
+    reference = counted(lab, subject)
+    if reference is not None and reference.loss < validation_loss(simplest):
+        simplest = [Outcome(reference.losses) for _ in lab.seeds]
+        journey.note(reference.name, simplest)
     journey.simplest = simplest
     base = journey.outcomes("base", setup, watch=True)
-    blind = [Outcome(blind_losses(lab.data)) for _ in lab.seeds]
+    blind = [Outcome(lab.data.task.blind_losses(lab.feed)) for _ in lab.seeds]
     lab.report.exhibit(curves(base[0], "The baseline's course", "baselines"))
     blind_row = float(np.mean(blind[0].row_losses))
-    journey.rows.append(["input-blind", f"{blind_row:.4f}", "", "0.0"])
-    journey.note("simplest", simplest)
+    journey.rows.insert(0, ["input-blind", f"{blind_row:.4f}", "", "0.0"])
     journey.note("baseline", base)
     return baselines_gate(
         one_batch,
@@ -73,16 +76,6 @@ def _look_just_before_the_net(lab: Lab, subject: Subject) -> None:
             lab.report.exhibit(replace(exhibit, stage="baselines"))
 
 
-def blind_losses(data: Data) -> tuple[float, ...]:
-    """Validation losses of the best constant answer: the training labels' own distribution."""
-    truth = data.labels("validation")
-    if not data.classes:
-        return tuple(float(y) ** 2 for y in truth)  # the standardised training mean is 0
-    counts = np.bincount(data.labels("train"), minlength=data.outputs).astype(float) + 1e-9
-    logs = -np.log(counts / counts.sum())
-    return tuple(float(logs[y]) for y in truth)
-
-
 def _first_loss(lab: Lab, subject: Subject) -> None:
     """-log(1/n) beside the loss that the fresh model has."""
     with quiet(subject.model, trainer=subject.trainer):
@@ -92,10 +85,7 @@ def _first_loss(lab: Lab, subject: Subject) -> None:
         with torch.no_grad():
             losses = [float(subject.compute_loss(batch.inputs)) for batch in batches]
     loss = sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
-    known = f"-log(1/{lab.data.outputs}) = {math.log(lab.data.outputs):.4f}"
-    if not lab.data.classes:
-        known = "the standardised target's variance = 1.0000"
-    answer = f"loss {loss:.4f} before the first step; {known}"
+    answer = f"loss {loss:.4f} before the first step; {lab.data.task.uniform(lab.feed)}"
     if lab.bias:
         answer += f"; {lab.bias}"
     lab.report.answer(Answer("Does the loss begin where it should?", "baselines", answer))

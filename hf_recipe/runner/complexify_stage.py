@@ -1,8 +1,6 @@
-"""Complexify: a larger model, a race of rates at a constant rate, then decay. Aim: overfit."""
+"""Complexify: a larger model, a race of rates, a larger input; no decay yet. Aim: overfit."""
 
 from __future__ import annotations
-
-import math
 
 from hf_recipe.core.exhibit import Answer, Ladder, Rung
 from hf_recipe.core.report import Gate
@@ -15,12 +13,12 @@ from hf_recipe.runner.racing import race
 
 
 def run(journey: Journey) -> Gate:
-    """Grow, race, decay; leaves the setup that fits the training rows best."""
+    """Grow, race, grow on; leaves the setup that fits the training rows best."""
     _grow(journey)
     best = race(journey)
     try_next_rung(journey, best)
     grow_input(journey, best)
-    outcomes = _decay(journey, best)
+    outcomes = _at_the_best_rate(journey, best)
     journey.note("complexify: " + journey.setup.model, outcomes)
     first = outcomes[0]
     journey.lab.report.exhibit(curves(first, "The large model's course", "complexify"))
@@ -72,20 +70,18 @@ def _grow(journey: Journey) -> None:
         journey.setup = large
 
 
-def _decay(journey: Journey, best: float) -> list[Outcome]:
-    """Decays over exactly this run's steps; the best on validation is kept, or what stood.
+def _at_the_best_rate(journey: Journey, best: float) -> list[Outcome]:
+    """The standing setup at the rate that won the race, at full length and still constant.
 
-    Args:
-        best: the rate that won the race.
+    It was chosen on brief runs; it is adopted where it fits the training rows better here too.
     """
     standing = journey.setup
-    known = journey.lab.run("where the stage begins", standing)
-    candidates = [(known.loss, "where the stage begins", standing)]
-    # a constant rate is punished for its noise, which decay takes away: try twice the winner too
-    for schedule, factor in (("linear", 1), ("linear", 2), ("cosine", 2)):
-        setup = standing.change(schedule=schedule, learning_rate=factor * best)
-        what = f"decay {schedule} from {setup.learning_rate:.1e}"
-        candidates.append((journey.lab.run(what, setup).loss, what, setup))
-    finite = [c for c in candidates if math.isfinite(c[0])] or candidates[:1]
-    _, what, journey.setup = min(finite, key=lambda c: c[0])
-    return journey.outcomes(what, journey.setup)
+    before = journey.outcomes("where the stage ends", standing)
+    if best == standing.learning_rate:
+        return before
+    setup = standing.change(learning_rate=best)
+    outcomes = journey.outcomes(f"the race's winner, {best:.1e}, at full length", setup)
+    if not journey.gain(before, outcomes, train=True).mean > 0:
+        return before
+    journey.setup = setup
+    return outcomes

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 
 
 def cut(
@@ -17,26 +16,26 @@ def cut(
     inputs: Sequence[str],
     share: float,
     seed: int,
-    classes: Sequence[str] = (),
+    strata: Sequence[int] | None = None,
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Two parts of `rows`, the second with about `share` of each class (or tenth of the range).
+    """Two parts of `rows`, the second with about `share` of each stratum.
 
     Rows with equal inputs stay together.
+
+    Args:
+        strata: of each row: its class, or the tenth of the range; None: all alike.
     """
     keys = [hashlib.sha256(f"{seed}".encode() + row).digest() for row in row_bytes(rows, inputs)]
-    labels = np.asarray(rows["label"])
-    if not classes:
-        edges = np.quantile(labels.astype(float), np.linspace(0, 1, 11)[1:-1])
-        labels = np.searchsorted(edges, labels.astype(float))
+    labels = [0] * len(rows) if strata is None else [int(label) for label in strata]
     groups: dict[bytes, list[int]] = {}
     for index, key in enumerate(keys):
         groups.setdefault(key, []).append(index)
-    strata: dict[int, list[bytes]] = {}
+    by_label: dict[int, list[bytes]] = {}
     for key, members in groups.items():
-        common = Counter(int(labels[i]) for i in members).most_common(1)[0][0]
-        strata.setdefault(common, []).append(key)
+        common = Counter(labels[i] for i in members).most_common(1)[0][0]
+        by_label.setdefault(common, []).append(key)
     second: set[int] = set()
-    for keys_of in strata.values():
+    for keys_of in by_label.values():
         wanted = share * sum(len(groups[key]) for key in keys_of)
         taken = 0
         for key in sorted(keys_of):

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
-import numpy as np
-
-from hf_recipe.core.exhibit import Answer, Table
+from hf_recipe.core.exhibit import Answer
 from hf_recipe.core.report import Gate
 from hf_recipe.instruments.distributed import from_rank_0
-from hf_recipe.runner.data import Data
 from hf_recipe.runner.experiment import Lab
 from hf_recipe.runner.gates import data_gate
 from hf_recipe.runner.journey import Journey
@@ -23,8 +17,10 @@ def run(journey: Journey) -> Gate:
 
 def _look(lab: Lab) -> Gate:
     data = lab.data
-    lab.report.exhibit(_parts(data))
-    lab.report.answer(_prior(data))
+    lab.report.exhibit(data.task.table(lab.feed))
+    lab.report.answer(data.task.prior(lab.feed))
+    if data.best:
+        lab.report.answer(Answer("How good can any answer be?", "data", data.best))
     unanswered = _inspect(lab)
     own = [finding for finding in lab.report.flat if finding.stage == "data"]
     return data_gate(
@@ -42,16 +38,15 @@ def _inspect(lab: Lab) -> list[str]:
     from hf_recipe.runner.models import build
 
     data, wanted = lab.data, lab.chosen("data")
-    inputs: dict[str, Any] = {}
-    if data.kind in ("text", "image"):
-        inputs[data.kind] = data.inputs[0]
+    looked = data.task.looked_at(data)
+    labelled = looked.label is not None and bool(data.classes)
     seen = inspect_dataset(
-        dict(data.splits),
-        label="label",
+        dict(looked.parts),
+        label=looked.label,
         processing_class=lab.feed.processing_class,
-        model=build(data, lab.feed, lab.options, "simplest", 0.0) if data.classes else None,
+        model=build(data, lab.feed, lab.options, "simplest", 0.0) if labelled else None,
         ignore=[n for n, c in CHECKS.items() if c.stage == "data" and n not in wanted],
-        **inputs,
+        **looked.columns,
     )
     for finding in seen.flat:
         if finding.check in wanted:
@@ -63,33 +58,3 @@ def _inspect(lab: Lab) -> list[str]:
     for answer in seen.answers:
         lab.report.answer(answer)
     return [f"{name} crashed: {error}" for name, error in seen.crashed.items() if name in wanted]
-
-
-def _parts(data: Data) -> Table:
-    names = data.classes or ("mean", "standard deviation")
-    rows: list[tuple[Any, ...]] = []
-    for part in ("train", "validation", "test"):
-        labels = np.asarray(data.splits[part]["label"])
-        if data.classes:
-            counts = np.bincount(labels, minlength=len(names))
-            rows.append((part, len(labels), *(int(c) for c in counts)))
-        else:
-            rows.append((part, len(labels), float(labels.mean()), float(labels.std())))
-    return Table("The three parts", "data", ("part", "rows", *names), tuple(rows))
-
-
-def _prior(data: Data) -> Answer:
-    """What is known without any input."""
-    question = "How good is an answer that never looks at its input?"
-    if not data.classes:
-        return Answer(
-            question, "data", "squared error 1 in units of the target's variance", {"loss": 1.0}
-        )
-    shares = np.bincount(data.labels("train"), minlength=data.outputs) / len(data.labels("train"))
-    entropy = float(-sum(p * math.log(p) for p in shares if p > 0))
-    return Answer(
-        question,
-        "data",
-        f"loss {entropy:.4f} (uniform: {math.log(data.outputs):.4f}), accuracy {shares.max():.1%}",
-        {"loss": entropy, "accuracy": float(shares.max())},
-    )

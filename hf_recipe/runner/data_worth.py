@@ -53,7 +53,7 @@ def _best(outcome: Outcome) -> float:
 def _curve(journey: Journey, standing: list[Outcome]) -> DataCurve | str:
     """The learning curve, or why there is none. Half the rows get 0.7 of the steps, and so on."""
     lab, setup = journey.lab, journey.setup
-    rows = len(lab.data.splits["train"])
+    rows = lab.feed.count("train")
     if rows < SHARES[0] * more_data.LEAST_ROWS:
         return f"{rows} training rows are too few to be cut to an eighth"
     found = [(rows, _best(outcome)) for outcome in standing]

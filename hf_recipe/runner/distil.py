@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from hf_recipe.runner.models import load_saved
 from hf_recipe.tune.distillation import DistillationTrainer, DistillationTrainingArguments
+from hf_recipe.tune.ensemble import Ensemble
 
 ALPHA, TEMPERATURE = 0.5, 2.0
 
 
+def together(folders: Sequence[str | Path]) -> str:
+    """Folders of saved models as one `Setup.teacher`."""
+    return os.pathsep.join(map(str, folders))
+
+
+def load_together(teacher: str) -> nn.Module:
+    """The model that `together` named, or the ensemble of several."""
+    members = [load_saved(folder) for folder in teacher.split(os.pathsep)]
+    return members[0] if len(members) == 1 else Ensemble(members)
+
+
 def distillation_trainer(teacher: str, common: Mapping[str, Any]) -> DistillationTrainer:
-    """A DistillationTrainer with the model saved in folder `teacher`.
+    """A DistillationTrainer with the models saved in the folders of `teacher`.
 
     Args:
-        teacher: folder of a saved model of the same task.
+        teacher: from `together`: folders of saved models of the same task.
         common: the arguments of a Trainer.
     """
     args = DistillationTrainingArguments.of(common["args"])
     args.alpha, args.distill_temperature = ALPHA, TEMPERATURE
-    return DistillationTrainer(**{**common, "args": args}, teacher=load_saved(teacher))
+    return DistillationTrainer(**{**common, "args": args}, teacher=load_together(teacher))

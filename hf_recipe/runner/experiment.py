@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
-import json
 import shutil
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ import transformers
 from transformers import Trainer, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
-from hf_recipe import __version__
 from hf_recipe.baselines.output_bias import set_output_bias
 from hf_recipe.core.check import plain
 from hf_recipe.core.config import Settings
@@ -31,29 +28,27 @@ from hf_recipe.explanation import stored_checks
 from hf_recipe.instruments.compare import Outcome, Variant, remembered
 from hf_recipe.instruments.distributed import rank, world_size
 from hf_recipe.regularize.augment import Augmentation
+from hf_recipe.runner.beside import look_beside, shared_outcome
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.feed import Feed
+from hf_recipe.runner.kept import MOST, Kept
 from hf_recipe.runner.ledger import Ledger, command_line, git_state, tracked
-from hf_recipe.runner.looks import check_saved
+from hf_recipe.runner.looks import absorb, check_saved
+from hf_recipe.runner.made_up import training_rows
 from hf_recipe.runner.models import build, design_of, given_config
-from hf_recipe.runner.options import Options, split_list
+from hf_recipe.runner.options import Options, context_of, split_list
 from hf_recipe.runner.pieces import (
     Part,
     WholeEvaluation,
     norm_quantile,
     note_of,
-    row_losses,
     worth_of_fields,
 )
-from hf_recipe.runner.scaled import ScaledFeed
-from hf_recipe.runner.setup import Setup
+from hf_recipe.runner.setup import EPOCHS, RATES, Setup
 from hf_recipe.runner.show import Show
 from hf_recipe.trainer.attach import attach, known_thresholds
-from hf_recipe.trainer.metrics import PRIMARY, compute_metrics_for
 
 EVALUATIONS, TRAIN_SAMPLE = 6, 1024
-RATES = {"image": 2e-3, "text": 5e-4, "numbers": 3e-3, "pretrained": 3e-5}
-EPOCHS = {"image": 20.0, "text": 8.0, "numbers": 30.0, "pretrained": 3.0}
 
 
 class Lab:
@@ -65,22 +60,25 @@ class Lab:
         fields: what each input field is worth to the latest model that was watched; stored form.
     """
 
+    KEPT = MOST  # models whose weights stay
+
     def __init__(self, options: Options, data: Data, folder: Path, show: Show) -> None:
         self.options, self.data, self.folder, self.show = options, data, folder, show
         self.pretrained = options.model.model_name_or_path is not None
         config = given_config(options)
         self.given = config is not None
         design_of(data, options, "base")  # a mistyped one is told before anything is trained
-        self.feed = Feed(data, options, folder, config)
+        self.feed: Feed = data.task.feeds[data.kind](data, options, folder, config)
         self._feeds: dict[float, Feed] = {1.0: self.feed}
         self.report = Report(title=f"The recipe on {data.name}")
         self.stage: Stage = "data"
-        self.metric_name = PRIMARY[data.task]
+        self.metric_name = data.task.metric
         self.group = time.strftime("recipe-%Y%m%d-%H%M%S")
-        self.context = self._context()
+        self.context = context_of(options, data.fingerprint)
         self.ledger = Ledger(folder / "experiments.csv", command_line(), git_state())
         self.bias = ""
         self.fields: Any = None
+        self.kept = Kept(folder / "models" / self.context, self.KEPT)
         self._watched: set[str] = set()
         self._train = remembered(self._experiment, folder / "outcomes" / self.context)
 
@@ -99,14 +97,18 @@ class Lab:
     def start(self) -> Setup:
         """Where the recipe begins: the user's flags, or defaults that suit the input."""
         args, given = self.options.training, self.options.given
-        kind = "pretrained" if self.pretrained else self.data.kind
-        rate = args.learning_rate if "learning_rate" in given else RATES[kind]
-        epochs = args.num_train_epochs if "num_train_epochs" in given else EPOCHS[kind]
+        kind = "pretrained" if self.pretrained else self.data.task.ladder(self.data.kind)
+        decays = "lr_scheduler_type" in given
+        usual = RATES[kind] if decays else RATES[kind] / 2  # what a line to zero is in the mean
+        rate = args.learning_rate if "learning_rate" in given else usual
+        long = EPOCHS[kind] * (1.0 if self.pretrained else self.data.task.patience)
+        epochs = args.num_train_epochs if "num_train_epochs" in given else long
         return Setup(
             "base",
             float(rate),
             float(epochs),
-            schedule=str(SchedulerType(args.lr_scheduler_type).value),
+            # decay is tuned at the very end
+            schedule=str(SchedulerType(args.lr_scheduler_type).value) if decays else "constant",
             weight_decay=float(args.weight_decay),
             dropout=float(self.options.model.dropout),
             label_smoothing=float(args.label_smoothing_factor),
@@ -115,7 +117,7 @@ class Lab:
     def feed_for(self, setup: Setup) -> Feed:
         """The rows at the size that `setup` asks for."""
         if setup.share not in self._feeds:
-            self._feeds[setup.share] = ScaledFeed(self.feed, setup.share)
+            self._feeds[setup.share] = self.feed.scaled(setup.share)
         return self._feeds[setup.share]
 
     def run(
@@ -132,8 +134,7 @@ class Lab:
 
     def train(self, variant: Variant) -> Outcome:
         """As `run`, for `instruments.compare.compare`."""
-        path = self.folder / "outcomes" / self.context / f"{variant.key}.json"
-        known = path.is_file()
+        known = self.outcome_path(variant).is_file()
         outcome = self._train(variant)
         self.fields = outcome.facts.get("fields") or self.fields
         if self.leads:
@@ -148,46 +149,61 @@ class Lab:
 
     def _experiment(self, variant: Variant) -> Outcome:
         setup = Setup(**variant.settings)
+        shared = shared_outcome(self, setup, variant)
+        if shared is not None:
+            return shared
         args = self.arguments(setup, variant)
-        with self._tracking(variant, args), self.show.training(variant.change) as progress:
+        with self._tracking(variant), self.show.training(variant.change) as progress:
             trainer = self.trainer(setup, args)
             if progress is not None:
                 trainer.add_callback(progress)
             recipe = self._watch(trainer, setup, variant)
+            passing = look_beside(self, trainer, setup)
             began = time.perf_counter()
             trainer.train()
-            seconds = time.perf_counter() - began
-            outcome = self._measure(trainer, setup, seconds)
+            outcome = self._measure(trainer, setup, time.perf_counter() - began)
+            if passing is not None:
+                outcome = passing.add_to(outcome, self._measure)
             if variant.key in self._watched and setup.share == 1:
                 use = plain(worth_of_fields(trainer, self.data.inputs))
                 outcome = replace(outcome, facts={**outcome.facts, "fields": use})
+            if setup.teacher and setup.part == "train":
+                from hf_recipe.tune.teacher_gain import fidelity
+
+                arrived = fidelity(trainer)[0].values()
+                outcome = replace(outcome, facts={**outcome.facts, "fidelity": arrived})
             recipe.detach()
         if setup.keep:
             trainer.save_model(str(self.model_path(variant)))
             check_saved(self, trainer, self.model_path(variant))
+        elif self.kept.wants(variant, outcome.loss):
+            trainer.save_model(str(self.model_path(variant)))
+            self.kept.add(variant, outcome.loss)
         if self.leads:
             shutil.rmtree(args.output_dir, ignore_errors=True)
         return outcome
 
+    def outcome_path(self, variant: Variant) -> Path:
+        """Where an experiment's outcome is remembered."""
+        return self.folder / "outcomes" / self.context / f"{variant.key}.json"
+
     def model_path(self, variant: Variant) -> Path:
-        """Where the weights of an experiment with ``keep=True`` lie."""
-        return self.folder / "models" / variant.key
+        """Where the weights of an experiment lie, if they are kept."""
+        return self.kept.place(variant)
 
     def trainer(self, setup: Setup, args: Any) -> Trainer:
         """A Trainer for `setup`, its model freshly drawn."""
         set_seed(args.seed)
         feed = self.feed_for(setup)
-        model = build(self.data, feed, self.options, setup.model, setup.dropout)
+        model = build(self.data, feed, self.options, setup.model, setup.dropout, setup.depth)
         if not self.pretrained:
             self.bias = self._init_well(model, feed)
         common: dict[str, Any] = {
             "model": model,
             "args": args,
-            "train_dataset": feed.some(setup.part, setup.rows, args.seed),
+            "train_dataset": training_rows(feed, setup, args.seed),
             "eval_dataset": feed.rows("validation"),
-            "data_collator": feed.collator(setup.without),
-            "processing_class": feed.processing_class,
-            "compute_metrics": compute_metrics_for(self.data.task, scale=self.data.scale),
+            **self.measured(feed, setup.without),
         }
         if setup.teacher:
             from hf_recipe.runner.distil import distillation_trainer
@@ -205,6 +221,16 @@ class Lab:
         trainer.remove_callback(transformers.PrinterCallback)
         return trainer
 
+    def measured(self, feed: Feed, without: str = "") -> dict[str, Any]:
+        """A Trainer's arguments for collating and for measuring what the task asks."""
+        task = self.data.task
+        return {
+            "data_collator": feed.collator(without),
+            "processing_class": feed.processing_class,
+            "compute_metrics": task.metrics_of(self.data),
+            "preprocess_logits_for_metrics": task.condense,
+        }
+
     def _init_well(self, model: Any, feed: Feed) -> str:
         """Let the fresh model predict the labels' frequencies from the first step on."""
         try:
@@ -218,12 +244,14 @@ class Lab:
     def arguments(self, setup: Setup, variant: Variant) -> Any:
         """The user's TrainingArguments with this experiment's settings."""
         args, given = copy.copy(self.options.training), self.options.given
-        rows = setup.rows or sum(len(self.data.splits[part]) for part in setup.part.split("+"))
+        rows = setup.rows or self.feed_for(setup).count(setup.part)
         processes = world_size()
         if "per_device_train_batch_size" not in given:
             total = 64 if rows >= 512 else 16
             args.per_device_train_batch_size = max(1, total // processes)
             args.per_device_eval_batch_size = max(1, 256 // processes)
+        each = args.per_device_train_batch_size
+        args.per_device_train_batch_size = max(1, round(setup.batch * each))
         batch = args.per_device_train_batch_size * processes * args.gradient_accumulation_steps
         if "dataloader_drop_last" not in given and rows >= 8 * batch:
             args.dataloader_drop_last = True  # every step the same size, on one process or many
@@ -238,7 +266,7 @@ class Lab:
         args.seed = args.data_seed = variant.seed
         args.average_tokens_across_devices = False  # the loss is each process's own mean
         args.output_dir = str(self.folder / "runs" / variant.key)
-        args.run_name = variant.change
+        args.run_name = f"{variant.change} (seed {variant.seed})"
         args.eval_strategy, args.eval_steps = IntervalStrategy.STEPS, max(1, total // EVALUATIONS)
         args.logging_strategy, args.logging_steps = IntervalStrategy.STEPS, max(1, total // 20)
         args.save_strategy = SaveStrategy.NO
@@ -247,7 +275,9 @@ class Lab:
             args.load_best_model_at_end, args.save_total_limit = True, 1
             args.metric_for_best_model, args.greater_is_better = "eval_loss", False
         args.disable_tqdm = True
-        args.report_to = ["wandb"] if self._tracks else []
+        args.report_to = self.trackers
+        if "project" not in given:
+            args.project = self.options.recipe.wandb_project
         if args.device.type == "cpu":
             args.dataloader_pin_memory = False
         return args
@@ -278,6 +308,7 @@ class Lab:
         chosen = range(0, len(train), max(1, len(train) // TRAIN_SAMPLE))
         sample = train.select(chosen) if hasattr(train, "select") else Part(train, chosen)
         seen = trainer.predict(sample, metric_key_prefix="train")
+        row_losses = self.data.task.row_losses
         own = row_losses(seen.predictions, seen.label_ids)
         history = trainer.state.log_history
         return Outcome(
@@ -315,18 +346,7 @@ class Lab:
 
     def absorb(self, seen: Report) -> None:
         """Take in what another report ran, skipped and crashed on; not its findings."""
-        wanted = {name for name in seen.ran if name in self.chosen()}
-        for name in wanted:
-            known = self.report.ran.setdefault(name, [])
-            known += [moment for moment in seen.ran[name] if moment not in known]
-            self.report.skipped.pop(name, None)
-        for name, reason in seen.skipped.items():
-            if name not in self.report.ran and name in self.chosen():
-                self.report.skipped.setdefault(name, reason)
-        self.report.crashed |= {k: v for k, v in seen.crashed.items()}
-        self.report.explains |= seen.explains
-        self.report.environment |= seen.environment
-        self.report.measurements += [m for m in seen.measurements if m.moment == "dataset"]
+        absorb(self.report, seen, self.chosen())
 
     def settings(self) -> Settings:
         """What the user selected."""
@@ -349,35 +369,27 @@ class Lab:
             if settings.selects(name, entry["stage"]) and stage in (None, entry["stage"])
         }
 
+    def left_out(self, what: str, reason: str) -> None:
+        """Say once that something cannot be tried on this task."""
+        self.show.once(f"       {what} is not tried: {reason}")
+
     def _report_folder(self, variant: Variant) -> Path:
         return self.folder / "experiments" / variant.key
 
     @property
-    def _tracks(self) -> bool:
+    def trackers(self) -> list[str]:
+        """Where the experiments' curves go."""
         if "report_to" in self.options.given:
-            return "wandb" in self.options.training.report_to
-        return True
+            return list(self.options.training.report_to)
+        return ["wandb"]
 
-    @contextlib.contextmanager
-    def _tracking(self, variant: Variant, args: Any) -> Iterator[None]:
-        if not (self._tracks and self.leads):
-            yield
-            return
-        with tracked(
+    def _tracking(self, variant: Variant) -> AbstractContextManager[Any]:
+        if not ("wandb" in self.trackers and self.leads):
+            return contextlib.nullcontext()
+        return tracked(
             project=self.options.recipe.wandb_project,
             group=self.group,
             name=f"{self.stage}: {variant.change} (seed {variant.seed})",
             folder=self.folder,
             config={"recipe": dict(variant.settings), "stage": self.stage, "key": variant.key},
-        ):
-            yield
-
-    def _context(self) -> str:
-        """What all outcomes rest on: data, and the flags that are not this job's own affair."""
-        own = {"output_dir", "stages", "keep_going", "fail_on", "target_metric", "restart"}
-        own |= {"wandb_project", "report_to", "trials", "seeds", "config", "run_name", "use_cpu"}
-        shared: dict[str, str] = {}
-        for section in (self.options.model, self.options.data, self.options.training):
-            shared |= {k: str(v) for k, v in vars(section).items() if k in self.options.given - own}
-        text = json.dumps([__version__, self.data.fingerprint, shared], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        )

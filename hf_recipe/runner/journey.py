@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hf_recipe.instruments.compare import Gain, Outcome, paired_gain, seed_spread
+from hf_recipe.instruments.compare import Gain, Outcome, paired_gain, residual_spread
 from hf_recipe.runner.experiment import Lab
 from hf_recipe.runner.setup import Setup
 
@@ -20,15 +21,17 @@ class Journey:
     Attributes:
         setup: the best known way to train.
         rows: the last table: what, validation loss, metric, seconds.
-        gains: paired differences of all comparisons so far, (seeds, rows) each.
+        trained: losses of all trainings compared so far, (seeds, rows) each, by what they are of.
         simplest: outcomes of the simplest model, once the baselines are there.
+        teachers: folders of the models that the student has learned from.
     """
 
     lab: Lab
     setup: Setup
     rows: list[list[str]] = field(default_factory=list)
-    gains: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    trained: dict[tuple[str, str], np.ndarray[Any, Any]] = field(default_factory=dict)
     simplest: list[Outcome] = field(default_factory=list)
+    teachers: list[Path] = field(default_factory=list)
 
     def outcomes(self, change: str, setup: Setup, *, watch: bool = False) -> list[Outcome]:
         """`setup` trained with every seed; with `watch` the first is reported on in full."""
@@ -38,21 +41,32 @@ class Journey:
             for seed in self.lab.seeds
         ]
 
-    def gain(self, before: list[Outcome], after: list[Outcome], *, train: bool = False) -> Gain:
+    def gain(
+        self,
+        before: list[Outcome],
+        after: list[Outcome],
+        *,
+        train: bool = False,
+        level: float = 0.95,
+    ) -> Gain:
         """Paired gain over the same seeds, on validation rows or on the sampled training rows.
 
         With few seeds per comparison their variance is hardly known; so it is pooled over all
-        comparisons of this job so far.
+        trainings that were compared so far. The baselines are left out of it: a linear model's
+        seeds agree, and would make a large one's luck look like skill.
         """
         first, second = (
             np.asarray([o.facts["train_losses"] if train else o.row_losses for o in group])
             for group in (before, after)
         )
-        if first.shape == second.shape and np.isfinite(first).all() and np.isfinite(second).all():
-            name = f"{train} {first.tobytes()!r} {second.tobytes()!r}"
-            self.gains[hashlib.sha256(name.encode()).hexdigest()] = first - second
-        pool = [g for g in self.gains.values() if g.shape == first.shape]
-        return paired_gain(first.tolist(), second.tolist(), seed_variance=seed_spread(pool))
+        kind = f"{self.lab.stage == 'baselines'} {train} {first.shape}"
+        if first.shape == second.shape:
+            for losses in (first, second):
+                self.trained[kind, hashlib.sha256(losses.tobytes()).hexdigest()] = losses
+        pool = [losses for (of, _), losses in self.trained.items() if of == kind]
+        return paired_gain(
+            first.tolist(), second.tolist(), level=level, seed_variance=residual_spread(pool)
+        )
 
     def note(self, what: str, outcomes: list[Outcome]) -> None:
         """A line of the last table."""

@@ -19,6 +19,7 @@ import transformers
 from hf_recipe.core.finding import Stage
 from hf_recipe.core.report import Gate, write_atomically
 from hf_recipe.instruments.distributed import from_rank_0, rank
+from hf_recipe.report.model_card import write_model_card
 from hf_recipe.runner import (
     baselines_stage,
     complexify_stage,
@@ -28,7 +29,7 @@ from hf_recipe.runner import (
 )
 from hf_recipe.runner.data import load
 from hf_recipe.runner.experiment import Lab
-from hf_recipe.runner.final import read_test
+from hf_recipe.runner.final import SAVED, read_test
 from hf_recipe.runner.journey import Journey
 from hf_recipe.runner.models import given_config
 from hf_recipe.runner.options import Options, UsageError, parse
@@ -37,6 +38,7 @@ from hf_recipe.runner.trial import TrialLab, run_trial, trial_folder
 
 CLEAN, FOUND, USAGE, CRASHED = 0, 1, 2, 3
 NEEDED_BYTES = 200_000_000
+REMADE = ("outcomes", "experiments", "models", "runs", "search", "tokenizer", "test")
 
 STAGES: Mapping[Stage, Callable[[Journey], Gate]] = {
     "data": data_stage.run,
@@ -115,12 +117,15 @@ def exit_code(lab: Lab) -> int:
 
 
 def write_report(lab: Lab) -> None:
-    """report.json, report.html and the model card, atomically, on rank 0."""
+    """report.json, report.html and the model cards, atomically, on rank 0."""
     if not lab.leads:
         return
     lab.report.to_json(lab.folder / "report.json")
     lab.report.to_html(lab.folder / "report.html")
     write_atomically(lab.folder / "MODEL_CARD.md", lab.report.to_markdown())
+    for name in SAVED:
+        if (lab.folder / name).is_dir():
+            write_model_card(lab.folder / name / "README.md", lab.report)
 
 
 def set_threads(*, tiny: bool = False) -> None:
@@ -148,7 +153,7 @@ def _folder(options: Options) -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if options.recipe.restart:
-                for name in ("outcomes", "experiments", "models", "runs", "tokenizer", "test"):
+                for name in REMADE:
                     shutil.rmtree(folder / name, ignore_errors=True)
                 (folder / "experiments.csv").unlink(missing_ok=True)
             write_atomically(folder / "options.json", json.dumps(_asked(options), indent=1))
@@ -187,7 +192,7 @@ def _quieten() -> None:
 def _announce(lab: Lab) -> None:
     data = lab.data
     sizes = ", ".join(f"{part} {len(data.splits[part])}" for part in data.splits)
-    lab.show.say(f"{data.name}: {data.task}, {sizes}")
+    lab.show.say(f"{data.name}: {data.task.name}, {sizes}")
 
 
 def _close(lab: Lab, journey: Journey) -> None:

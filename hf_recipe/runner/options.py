@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +17,15 @@ from typing import Any, NoReturn
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from hf_recipe import __version__
 from hf_recipe.core.finding import SEVERITIES, STAGES, Stage
-
-TASKS = ("image-classification", "sequence-classification", "regression")
+from hf_recipe.runner.examples import EXAMPLES
+from hf_recipe.runner.regularizers import NAMES, USUAL
+from hf_recipe.runner.regularizers import chosen as chosen_regularizers
+from hf_recipe.runner.tasks import TASKS
+from hf_recipe.runner.usage import UsageError as UsageError
+from hf_recipe.runner.usage import first_line as _first_line
+from hf_recipe.runner.usage import nearest
 
 RENAMED: Mapping[str, str] = {
     "evaluation_strategy": "--eval_strategy",
@@ -46,10 +53,6 @@ RENAMED: Mapping[str, str] = {
 }
 
 
-class UsageError(Exception):
-    """Something in what the user gave cannot work; the message is one line that names it."""
-
-
 @dataclass
 class ModelOptions:
     """The network. With none of these a small one is built from a config."""
@@ -74,12 +77,15 @@ class ModelOptions:
 class DataOptions:
     """The data. With none of these the bundled digits are used."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "A data set on the hub."})
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": f"A data set on the hub, or a bundled one: {', '.join(EXAMPLES)}."},
+    )
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "Its configuration, where it has several."}
     )
     train_file: str | None = field(
-        default=None, metadata={"help": "csv, json, jsonl or parquet; or a folder of images."}
+        default=None, metadata={"help": "csv, json, jsonl, parquet or txt; or a folder of images."}
     )
     validation_file: str | None = field(
         default=None, metadata={"help": "Without it a part of the training rows is kept apart."}
@@ -91,7 +97,8 @@ class DataOptions:
         default=None, metadata={"help": f"{', '.join(TASKS)}. Default: told from the columns."}
     )
     label_column: str | None = field(
-        default=None, metadata={"help": "Default: label, labels, target, class or y."}
+        default=None,
+        metadata={"help": "Default: label, labels, target, class or y; tags of words."},
     )
     text_column: str | None = field(default=None, metadata={"help": "Default: the longest text."})
     image_column: str | None = field(default=None, metadata={"help": "Default: the images."})
@@ -118,6 +125,14 @@ class RecipeOptions:
         default=None, metadata={"help": "What counts as state of the art: accuracy=0.98."}
     )
     seeds: int = field(default=2, metadata={"help": "Trainings per comparison, at least 2."})
+    regularizers: str = field(
+        default="usual",
+        metadata={
+            "help": "What the regularize stage tries, comma separated: 'usual' ("
+            f"{', '.join(USUAL)}), 'all', or names; the others are "
+            f"{', '.join(name for name in NAMES if name not in USUAL)}."
+        },
+    )
     trials: int = field(default=4, metadata={"help": "Trials of the quasi-random search."})
     restart: bool = field(
         default=False, metadata={"help": "Forget what the output folder already holds."}
@@ -219,6 +234,22 @@ def parse(arguments: Sequence[str]) -> Options:
     return options
 
 
+def context_of(options: Options, fingerprint: str) -> str:
+    """What all outcomes rest on: data, and the flags that are not the job's own affair.
+
+    Args:
+        fingerprint: of the data.
+    """
+    own = {"output_dir", "stages", "keep_going", "fail_on", "target_metric", "restart"}
+    own |= {"wandb_project", "report_to", "trials", "seeds", "config", "run_name", "use_cpu"}
+    own |= {"project"}
+    shared: dict[str, str] = {}
+    for section in (options.model, options.data, options.training):
+        shared |= {k: str(v) for k, v in vars(section).items() if k in options.given - own}
+    text = json.dumps([__version__, fingerprint, shared], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def split_list(text: str | None) -> tuple[str, ...]:
     """The parts of a comma separated list."""
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
@@ -228,9 +259,13 @@ def _validate(options: Options) -> None:
     data, recipe = options.data, options.recipe
     for stage in split_list(recipe.stages):
         _require(stage, STAGES, "--stages")
+    try:
+        chosen_regularizers(recipe.regularizers)
+    except ValueError as error:
+        _require(str(error), ("usual", "all", *NAMES), "--regularizers")
     _require(recipe.fail_on, (*SEVERITIES, "never"), "--fail_on")
     if data.task is not None:
-        _require(data.task, TASKS, "--task")
+        _require(data.task, tuple(TASKS), "--task")
     if recipe.seeds < 2:
         raise UsageError(
             f"--seeds must be at least 2, or nothing can be decided; got {recipe.seeds}"
@@ -256,9 +291,7 @@ def _validate(options: Options) -> None:
 
 def _require(value: str, known: Sequence[str], flag: str) -> None:
     if value not in known:
-        near = difflib.get_close_matches(value, known, 1)
-        hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
-        raise UsageError(f"{flag}: unknown value {value!r}{hint}")
+        raise UsageError(f"{flag}: unknown value {value!r}{nearest(value, known)}")
 
 
 def _refuse_unknown(names: Sequence[str], known: set[str], prefix: str) -> None:
@@ -312,15 +345,14 @@ def _read_config(path: str, known: set[str]) -> list[str]:
         arguments.append(f"--{name}")
         if isinstance(value, list):
             joined = ",".join(map(str, value))
-            arguments += [joined] if name in ("stages", "select", "ignore") else map(str, value)
+            arguments += (
+                [joined]
+                if name in ("stages", "select", "ignore", "regularizers")
+                else map(str, value)
+            )
         else:
             arguments.append(json.dumps(value) if isinstance(value, Mapping) else str(value))
     return arguments
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _is_number(text: str) -> bool:

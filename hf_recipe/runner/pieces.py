@@ -47,19 +47,6 @@ class WholeEvaluation(TrainerCallback):  # type: ignore[misc]
         args.dataloader_drop_last = False
 
 
-def row_losses(predictions: Any, labels: Any) -> tuple[float, ...]:
-    """Loss of each row: cross-entropy in nats, or the squared error of a single output."""
-    logits = np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
-    logits, labels = logits.astype(np.float64), np.asarray(labels).reshape(-1)
-    if logits.ndim == 1 or logits.shape[-1] == 1:
-        losses = (logits.reshape(-1) - labels) ** 2
-    else:
-        top = logits.max(-1, keepdims=True)
-        total = np.log(np.exp(logits - top).sum(-1)) + top[:, 0]
-        losses = total - logits[np.arange(len(labels)), labels.astype(int)]
-    return tuple(float(loss) for loss in losses)
-
-
 def norm_quantile(recipe: Any, share: float = 0.9) -> float | None:
     """A quantile of a watched run's gradient norms before clipping; None: not seen."""
     series = recipe.recorder.curves.get("gradient norm")
@@ -89,6 +76,8 @@ def note_of(variant: Variant, outcome: Outcome) -> str:
     if not np.isfinite(outcome.loss):
         return "diverged"
     stopped = facts["steps"] < facts["planned"]
+    if facts.get("shared") and not stopped:
+        return "of the same training: nothing to train"
     return f"stopped at step {facts['steps']} of {facts['planned']}" if stopped else ""
 
 

@@ -19,7 +19,6 @@ from hf_recipe.core.exhibit import Answer
 from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.compare import Outcome
 from hf_recipe.instruments.distributed import from_rank_0, rank
-from hf_recipe.runner.baselines_stage import blind_losses
 from hf_recipe.runner.experiment import Lab
 from hf_recipe.runner.journey import Journey, mean, train_loss
 from hf_recipe.runner.setup import Setup
@@ -56,7 +55,7 @@ def race(journey: Journey) -> float:
         again = lab.run(f"constant rate {rate:.1e}", short(setup, rate), lab.seeds[1])
         runs[rate].append(again)
     laps = tuple(_lap(rate, outcomes) for rate, outcomes in runs.items())
-    blind = float(np.mean(blind_losses(lab.data)))
+    blind = float(np.mean(lab.data.task.blind_losses(lab.feed)))
     found = RateRace(laps, (), blind)
     best = found.best()
     if best is None:

@@ -6,61 +6,26 @@ import math
 
 from hf_recipe.core.exhibit import Ladder, Rung
 from hf_recipe.core.report import Gate
-from hf_recipe.instruments.compare import Outcome
+from hf_recipe.instruments.compare import Gain, Outcome, ladder_level, paired_gain, seed_spread
+from hf_recipe.runner.beside import gains_beside
 from hf_recipe.runner.data_worth import look_at_data
 from hf_recipe.runner.gates import regularize_gate
 from hf_recipe.runner.journey import Journey, train_loss, validation_loss
 from hf_recipe.runner.looks import against_simplest
 from hf_recipe.runner.pieces import curves
+from hf_recipe.runner.regularizers import NAMES, Try, chosen, proposal
 from hf_recipe.runner.setup import Setup
-
-
-def changes(journey: Journey) -> list[tuple[str, dict[str, object]]]:
-    """What is tried, in the recipe's order: data first, then the network, then stopping."""
-    tried: list[tuple[str, dict[str, object]]] = [
-        ("augmentation", {"augment": True}),
-        ("dropout 0.1", {"dropout": 0.1}),
-        ("weight decay 0.1", {"weight_decay": 0.1}),
-        ("early stopping", {"early_stopping": True}),
-    ]
-    first = journey.lab.start
-    if journey.setup.model != first.model:  # trained already: it costs nothing to ask
-        names = ("model", "learning_rate", "schedule")
-        tried.append(("the smaller model", {name: getattr(first, name) for name in names}))
-    return tried
 
 
 def run(journey: Journey) -> Gate:
     """Add what helps to what stands; compare the end with the start."""
     lab = journey.lab
     start = journey.setup
-    before = standing = journey.outcomes("where the stage begins", start)
-    rungs = [Rung("start", validation_loss(before), metric=before[0].metric, kept=True)]
-    for name, change in changes(journey):
-        tried = journey.setup.change(**change)
-        outcomes = journey.outcomes(name, tried)
-        gain = journey.gain(standing, outcomes)
-        finite = math.isfinite(gain.mean)
-        rungs.append(
-            Rung(
-                name,
-                validation_loss(outcomes),
-                gain.mean if finite else None,
-                gain.low if finite else None,
-                gain.high if finite else None,
-                outcomes[0].metric,
-                sum(o.cost for o in outcomes),
-                gain.verdict,
-            )
-        )
-        if gain.verdict is True:
-            journey.setup, standing = tried, outcomes
-    lab.report.exhibit(
-        Ladder("Regularizers, one at a time", "regularize", tuple(rungs), lab.metric_name)
-    )
+    before = journey.outcomes("where the stage begins", start)
+    standing = climb(journey, before)
     lab.report.exhibit(curves(standing[0], "The regularized model's course", "regularize"))
     look_at_data(journey, standing)
-    journey.note("regularize: " + (_kept(start, journey.setup) or "nothing kept"), standing)
+    journey.note("regularize: " + (kept(start, journey.setup) or "nothing kept"), standing)
     if journey.simplest:
         against_simplest(
             lab,
@@ -73,10 +38,108 @@ def run(journey: Journey) -> Gate:
     return regularize_gate(journey.gain(before, standing), _gap(before), _gap(standing))
 
 
+def climb(journey: Journey, standing: list[Outcome]) -> list[Outcome]:
+    """Try one regularizer after the other on what stands; the ladder goes into the report.
+
+    Returns:
+        The outcomes of what stands at the end, with ``journey.setup`` its setup.
+    """
+    lab, names = journey.lab, chosen(journey.lab.options.recipe.regularizers)
+    level = ladder_level(len(names))
+    rungs = [Rung("start", validation_loss(standing), metric=standing[0].metric, kept=True)]
+    trainings, left_out = [standing], []
+    for name in names:
+        found = proposal(name, journey)
+        if isinstance(found, str):
+            left_out.append(f"{name}: {found}")
+            continue
+        tried = journey.setup.change(**found.change)
+        outcomes = journey.outcomes(found.what, tried)
+        shared = bool(found.beside and all(o.facts.get("shared") for o in outcomes))
+        gain = (
+            _beside(standing, outcomes, found, trainings, level)
+            if shared
+            else journey.gain(standing, outcomes, level=level)
+        )
+        rungs.append(_rung(found.what, outcomes, gain, shared))
+        if not shared:
+            trainings.append(outcomes)
+        if gain.verdict is True:
+            journey.setup, standing = tried, outcomes
+    for line in left_out:
+        lab.show.say(f"       not tried: {line}")
+    untried = [name for name in NAMES if name not in names]
+    caption = (
+        f"Kept: better beyond a {level:.1%} interval, so that all of {len(names)} that do nothing "
+        "stay out in 95 % of ladders."
+        + (f" Not tried: {'; '.join(left_out)}." if left_out else "")
+        + (f" Not asked for: {', '.join(untried)} (--regularizers)." if untried else "")
+    )
+    ladder = Ladder(
+        "Regularizers, one at a time", "regularize", tuple(rungs), lab.metric_name, caption
+    )
+    lab.report.exhibit(ladder)
+    for rung in rungs[1:]:
+        lab.show.say(f"       {line_of(rung)}")
+    return standing
+
+
+def _beside(
+    standing: list[Outcome],
+    outcomes: list[Outcome],
+    found: Try,
+    trainings: list[list[Outcome]],
+    level: float,
+) -> Gain:
+    """The gain of what comes with a training on that training's own last weights.
+
+    Both share all of a seed's luck; what is left of it is pooled over the ladder's trainings.
+    """
+    spread = seed_spread(gains_beside(found.beside, trainings))
+    return paired_gain(
+        [o.row_losses for o in standing],
+        [o.row_losses for o in outcomes],
+        level=level,
+        seed_variance=spread,
+    )
+
+
+def _rung(what: str, outcomes: list[Outcome], gain: Gain, shared: bool) -> Rung:
+    finite = math.isfinite(gain.mean)
+    note = "" if finite else "the loss is not finite"
+    if shared:
+        same = gain.low == gain.high == 0
+        note = "the last weights are the best" if same else "looked at beside the one above"
+    return Rung(
+        what,
+        validation_loss(outcomes),
+        gain.mean if finite else None,
+        gain.low if finite else None,
+        gain.high if finite else None,
+        outcomes[0].metric,
+        sum(o.cost for o in outcomes),
+        gain.verdict,
+        note,
+    )
+
+
+def line_of(rung: Rung) -> str:
+    """A rung in one line."""
+    word = {True: "kept", False: "worse", None: "not kept"}[rung.kept]
+    gain = rung.note
+    if rung.gain is not None and rung.low is not None and rung.high is not None:
+        gain = f"gain {rung.gain:+.4f} [{rung.low:+.4f}, {rung.high:+.4f}]"
+    return f"{rung.change}: {gain}, {rung.cost or 0.0:.1f} s: {word}"
+
+
 def _gap(outcomes: list[Outcome]) -> float:
     return validation_loss(outcomes) - train_loss(outcomes)
 
 
-def _kept(start: Setup, end: Setup) -> str:
-    names = ("augment", "dropout", "weight_decay", "early_stopping", "model")
+def kept(start: Setup, end: Setup) -> str:
+    """Names of what differs between two setups, comma separated."""
+    names = (
+        *("augment", "simulated", "without", "model", "batch", "dropout", "depth"),
+        *("weight_decay", "label_smoothing", "early_stopping", "average"),
+    )
     return ", ".join(name for name in names if getattr(start, name) != getattr(end, name))

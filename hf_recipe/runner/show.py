@@ -43,6 +43,12 @@ class Show:
             for line in _wrapped(given, len(given) - len(given.lstrip())):
                 self.console.print(line, markup=False)
 
+    def once(self, text: str) -> None:
+        """As `say`, but never twice."""
+        if text not in self._told:
+            self._told.add(text)
+            self.say(text)
+
     def stage(self, stage: str) -> None:
         self.console.print()
         self.console.print(f"{stage.upper()}", style="bold", markup=False)

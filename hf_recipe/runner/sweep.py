@@ -1,4 +1,4 @@
-"""``hf-recipe sweep``: write a sweep, run it here, or run one of its points."""
+"""``hf-recipe sweep``: write a sweep, run it here or one of its points, analyse any study."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from hf_recipe.tune.analysis import analyse
 from hf_recipe.tune.command import expand
 from hf_recipe.tune.engines import SEARCHES, OptunaEngine
 from hf_recipe.tune.search_spaces import Known, plan_search
+from hf_recipe.tune.space import parameters_of
+from hf_recipe.tune.study import name_of
 from hf_recipe.tune.wandb_sweep import (
     FLAVOURS,
     METHODS,
@@ -86,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--explore", type=int, default=16, help="trials before bayes begins")
     run.add_argument("--halving", action="store_true", help="stop what is behind two thirds")
     run.add_argument("--seed", type=int, default=0)
+    report = add("report", _report, "analyse a study, wherever it was run, into one page")
+    report.add_argument("config", help="the sweep.yaml: what was searched, and for which metric")
+    report.add_argument("source", help="Optuna's storage, W&B's export (csv, json), or a folder")
+    report.add_argument("--output", default="study.html")
     point = add("point", _point, "run one of the points that were drawn; the command follows --")
     point.add_argument("points", help="sweep.points.json")
     point.add_argument(f"--{POINT}", type=int, required=True)
@@ -141,13 +147,13 @@ def _launch(options: Any, rest: Sequence[str]) -> tuple[Launch, Known]:
 
 def _known_of_recipe(rate: float | None, asked: Any) -> Known:
     from hf_recipe.runner.data import load
-    from hf_recipe.runner.experiment import RATES
+    from hf_recipe.runner.setup import RATES
 
     pretrained = asked.model.model_name_or_path is not None
     if rate is None and "learning_rate" in asked.given:
         rate = float(asked.training.learning_rate)
     if rate is None:
-        rate = RATES["pretrained" if pretrained else load(asked).kind]
+        rate = RATES["pretrained" if pretrained else _ladder(load(asked))]
     return Known(
         rate,
         pretrained,
@@ -156,6 +162,11 @@ def _known_of_recipe(rate: float | None, asked: Any) -> Known:
         asked.given,
         ("dropout",),
     )
+
+
+def _ladder(data: Any) -> str:
+    name: str = data.task.ladder(data.kind)
+    return name
 
 
 def _known_of_script(rate: float | None, rest: Sequence[str]) -> Known:
@@ -269,6 +280,24 @@ def _close(engine: OptunaEngine, folder: Path) -> int:
     for finding in report.findings:
         _say(f"  {finding.severity}: {finding.check}: {finding.message}")
     _say(f"wrote {folder / 'study.html'}, {folder / 'best.yaml'} (for recipe.py --config)")
+    return 0
+
+
+def _report(options: Any, rest: Sequence[str]) -> int:
+    from hf_recipe.tune.sources import read_trials
+
+    config = read_sweep(options.config)
+    space, goal = config["parameters"], config.get("metric") or {}
+    metric = goal.get("name", "eval/loss")
+    names = [name_of(parameter) for parameter in parameters_of(space) if parameter.varies]
+    trials = read_trials(options.source, names, metric)
+    if not trials:
+        raise SweepError(f"{options.source} holds no finished trial of {', '.join(names)}")
+    report = analyse(trials, space, metric, goal.get("goal") == "maximize")
+    report.to_html(options.output)
+    for finding in report.findings:
+        _say(f"  {finding.severity}: {finding.check}: {finding.message}")
+    _say(f"{len(trials)} trials; wrote {options.output}")
     return 0
 
 

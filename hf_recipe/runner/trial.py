@@ -44,6 +44,8 @@ def trial_folder(options: Options) -> Path:
 class TrialLab(Lab):
     """A lab for a single experiment."""
 
+    KEPT = 0  # a sweep would keep the weights of all its trials
+
     def _watch(self, trainer: Trainer, setup: Setup, variant: Variant) -> Any:
         recipe = attach(
             trainer,
@@ -64,10 +66,10 @@ class TrialLab(Lab):
         return super()._measure(trainer, setup, seconds)
 
     @property
-    def _tracks(self) -> bool:
+    def trackers(self) -> list[str]:
         if "report_to" in self.options.given:
-            return super()._tracks
-        return "WANDB_SWEEP_ID" in os.environ
+            return super().trackers
+        return ["wandb"] if "WANDB_SWEEP_ID" in os.environ else []
 
 
 class _Ends(TrainerCallback):  # type: ignore[misc]

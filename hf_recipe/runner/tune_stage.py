@@ -1,18 +1,28 @@
-"""Tune: a small quasi-random search, its winner run again with other seeds, then a student."""
+"""Tune: explore briefly, run the best few again on other seeds, train longer; then a student.
+
+The playbook's two rounds: many short runs at quasi-random points, then few long ones at the good
+points. What the first round likes is run at full length on seeds that did not choose it.
+"""
 
 from __future__ import annotations
 
-import math
+import hashlib
+import json
 from typing import Any
-
-import numpy as np
 
 from hf_recipe.core.exhibit import Answer, Table
 from hf_recipe.core.report import Gate
-from hf_recipe.instruments.compare import Outcome
-from hf_recipe.runner.gates import ADOPT_AT, tune_gate
+from hf_recipe.instruments.compare import Gain, Outcome
+from hf_recipe.runner.decaying import tune_decay
+from hf_recipe.runner.distilling import distil
+from hf_recipe.runner.gates import tune_gate
 from hf_recipe.runner.journey import Journey, mean
 from hf_recipe.runner.setup import Setup
+from hf_recipe.tune.adoption import TOP, Contest, Rerun, rerun
+from hf_recipe.tune.engines import Result, Suggestion, search
+from hf_recipe.tune.points_engine import EngineOfRanks, PointsEngine
+
+BRIEF = 0.5  # of the epochs: enough to rank points; the best few are run at full length
 
 
 def space(setup: Setup) -> dict[str, Any]:
@@ -30,32 +40,25 @@ def space(setup: Setup) -> dict[str, Any]:
 
 
 def run(journey: Journey) -> Gate:
-    """Search, confirm, train longer, distil."""
-    from hf_recipe.tune.space import quasi_random
-
-    lab, start = journey.lab, journey.setup
-    standing = before = journey.outcomes("where the stage begins", start)
-    seed = int(lab.options.training.seed)
-    elsewhere = max(lab.seeds) + 1  # the winner is judged by seeds that did not choose it
-    points = quasi_random(space(start), lab.options.recipe.trials, seed)
-    trials: list[tuple[Setup, Outcome]] = []
-    for number, point in enumerate(points, 1):
-        setup = start.change(**{k: _plain(v) for k, v in point.items()})
-        trials.append((setup, lab.run(f"trial {number}", setup, elsewhere)))
-    feasible = [(o.loss, s) for s, o in trials if math.isfinite(o.loss)]
-    lab.report.exhibit(_table(points, [o for _, o in trials], lab.metric_name))
-    _study(journey, points, [o for _, o in trials], elsewhere)
-    if feasible:
-        winner = min(feasible, key=lambda pair: pair[0])[1]
-        standing = _adopt(journey, "the search's winner", winner, standing)
-    longer = journey.setup.change(epochs=2 * start.epochs)
-    standing = _adopt(journey, "twice as long", longer, standing)
+    """Decay, explore, confirm, train longer, distil."""
+    lab = journey.lab
+    before = journey.outcomes("where the stage begins", journey.setup)
+    standing, start = tune_decay(journey, before), journey.setup
+    trials = explore(journey)
+    outcomes = [_brief(journey, trial) for trial in trials]
+    lab.report.exhibit(_table(trials, outcomes, lab.metric_name))
+    _study(journey, trials, space(start))
+    feasible = [t for t in trials if t["state"] == "complete"]
+    best = sorted(feasible, key=lambda trial: float(trial["value"]))[:TOP]
+    again = {f"trial {t['number'] + 1} at full length": start.change(**t["params"]) for t in best}
+    standing = contest(journey, "the search", again, standing)
+    longer = {"twice as long": journey.setup.change(epochs=2 * start.epochs)}
+    standing = contest(journey, "training twice as long", longer, standing)
     journey.note("tune", standing)
-    _distil(journey)
-    gain = journey.gain(before, standing)
+    distil(journey)
     return tune_gate(
-        gain,
-        _improved(before, standing),
+        journey.gain(before, standing),
+        mean([float(b.loss < a.loss) for a, b in zip(before, standing, strict=True)]),
         len(feasible),
         len(trials),
         lab.options.target,
@@ -63,26 +66,49 @@ def run(journey: Journey) -> Gate:
     )
 
 
-def _study(
-    journey: Journey, points: list[dict[str, Any]], outcomes: list[Outcome], seed: int
-) -> None:
+# ------------------------------------------------------------------ round one
+
+
+def explore(journey: Journey) -> list[dict[str, Any]]:
+    """Brief trials at quasi-random points around the setup; a search that was cut off goes on."""
+    lab, start = journey.lab, journey.setup
+    seed, asked = int(lab.options.training.seed), space(start)
+    text = json.dumps([lab.context, start.variant("").key, asked, seed], sort_keys=True)
+    name = hashlib.sha256(text.encode()).hexdigest()[:12]
+    path = lab.folder / "search" / f"{name}.jsonl"
+    engine = EngineOfRanks(lambda: PointsEngine(asked, storage=path, seed=seed))
+
+    def train(point: Suggestion) -> Result:
+        outcome = _brief(journey, {"number": point.number, "params": point.params})
+        return Result(
+            "complete",
+            outcome.loss,
+            seed=_elsewhere(journey),
+            curve=tuple(loss for _, loss in outcome.facts["curve"]),
+            seconds=outcome.cost,
+        )
+
+    return search(engine, train, lab.options.recipe.trials)[: lab.options.recipe.trials]
+
+
+def _elsewhere(journey: Journey) -> int:
+    """The seed of the search: contenders are judged by seeds that did not choose them."""
+    return max(journey.lab.seeds) + 1
+
+
+def _brief(journey: Journey, trial: dict[str, Any]) -> Outcome:
+    """A trial's outcome; remembered where it was run before."""
+    start = journey.setup
+    setup = start.change(**trial["params"], epochs=BRIEF * start.epochs)
+    return journey.lab.run(f"trial {trial['number'] + 1}", setup, _elsewhere(journey))
+
+
+def _study(journey: Journey, trials: list[dict[str, Any]], searched: dict[str, Any]) -> None:
     """What the search as a whole says: edges, sparseness, where it diverged."""
     from hf_recipe.tune.analysis import analyse
 
     lab = journey.lab
-    trials = []
-    for point, outcome in zip(points, outcomes, strict=True):
-        finite = math.isfinite(outcome.loss)
-        trials.append(
-            {
-                "params": {name: _plain(value) for name, value in point.items()},
-                "value": outcome.loss if finite else None,
-                "state": "complete" if finite else "failed",
-                "seed": seed,
-                "curve": [loss for _, loss in outcome.facts["curve"]],
-            }
-        )
-    seen = analyse(trials, space(journey.setup), "validation loss", False)
+    seen = analyse(trials, searched, "validation loss", False)
     wanted = lab.chosen("tune")
     for finding in seen.flat:
         if finding.check in wanted:
@@ -93,49 +119,52 @@ def _study(
         lab.report.exhibit(exhibit)
 
 
-def _adopt(journey: Journey, what: str, setup: Setup, standing: list[Outcome]) -> list[Outcome]:
-    """Take `setup` where it beats what stands beyond seed noise."""
-    outcomes = journey.outcomes(what, setup)
-    gain = journey.gain(standing, outcomes)
-    better = gain.verdict is True and _improved(standing, outcomes) >= ADOPT_AT
-    journey.lab.report.answer(
-        Answer(
-            f"Does {what} beat what stood before?",
-            "tune",
-            f"{'yes' if better else 'not beyond noise'}: {gain}",
-        )
-    )
-    if not better:
+# ------------------------------------------------------------------ round two
+
+
+def contest(
+    journey: Journey, what: str, contenders: dict[str, Setup], standing: list[Outcome]
+) -> list[Outcome]:
+    """Take the contender that beats what stands beyond seed noise, if one does.
+
+    Each is run on the seeds of what stands, in pairs with it, and given up as soon as it cannot
+    be adopted any more.
+    """
+    lab = journey.lab
+    rules = Contest(len(contenders), len(lab.seeds))
+    adopted: list[tuple[float, Setup, list[Outcome]]] = []
+    said = []
+    for name, setup in contenders.items():
+        found, outcomes = _again(journey, name, setup, rules, standing)
+        tried = len(found.losses)
+        lost = f"given up: better on {found.wins} of {tried} seed{'' if tried == 1 else 's'}"
+        said.append(f"{name} {found.gain or lost}")
+        if found.adopted and found.gain is not None:
+            adopted.append((found.gain.mean, setup, outcomes))
+    winner = max(adopted, key=lambda one: one[0], default=None)
+    word = "yes" if winner else "not beyond noise"
+    text = f"{word}: {'; '.join(said)}" if said else "no: nothing that was tried is feasible"
+    lab.report.answer(Answer(f"Does {what} beat what stood before?", "tune", text))
+    if winner is None:
         return standing
-    journey.setup = setup
+    _, journey.setup, outcomes = winner
     return outcomes
 
 
-def _improved(before: list[Outcome], after: list[Outcome]) -> float:
-    return mean([float(b.loss < a.loss) for a, b in zip(before, after, strict=True)])
+def _again(
+    journey: Journey, name: str, setup: Setup, rules: Contest, standing: list[Outcome]
+) -> tuple[Rerun, list[Outcome]]:
+    """One contender on the seeds of what stands; its outcomes."""
+    outcomes: list[Outcome] = []
 
+    def train(number: int) -> float:
+        outcomes.append(journey.lab.run(name, setup, journey.lab.seeds[number]))
+        return outcomes[-1].loss
 
-def _distil(journey: Journey) -> None:
-    """A student with and without the teacher, on the same rows and seeds."""
-    lab = journey.lab
-    kept = journey.setup.change(keep=True)
-    teacher = kept.variant("teacher", lab.seeds[0])
-    lab.train(teacher)
-    alone = student_of(journey)
-    taught = alone.change(teacher=str(lab.model_path(teacher)))
-    plain = journey.outcomes("student alone", alone)
-    distilled = journey.outcomes("student, distilled", taught)
-    gain = journey.gain(plain, distilled)
-    journey.note("student alone", plain)
-    journey.note("student, distilled", distilled)
-    word = {True: "yes", False: "no", None: "undecided"}[gain.verdict]
-    lab.report.answer(Answer("Does the teacher help the student?", "tune", f"{word}: {gain}"))
+    def gain() -> Gain:
+        return journey.gain(standing, outcomes, level=rules.level)
 
-
-def student_of(journey: Journey) -> Setup:
-    """A small network at the rate the job began with: it bears more than a large one."""
-    rate = journey.lab.start.learning_rate
-    return journey.setup.change(model="student", learning_rate=rate, dropout=0.0)
+    return rerun(rules, [outcome.loss for outcome in standing], train, gain), outcomes
 
 
 def _target_value(journey: Journey, outcomes: list[Outcome]) -> float | None:
@@ -147,14 +176,12 @@ def _target_value(journey: Journey, outcomes: list[Outcome]) -> float | None:
     return mean(values) if all(v is not None for v in values) else None
 
 
-def _table(points: list[dict[str, Any]], outcomes: list[Outcome], metric: str) -> Table:
-    names = tuple(points[0]) if points else ()
+def _table(trials: list[dict[str, Any]], outcomes: list[Outcome], metric: str) -> Table:
+    names = tuple(trials[0]["params"]) if trials else ()
     rows = tuple(
-        (*(_plain(point[name]) for name in names), outcome.loss, outcome.metric)
-        for point, outcome in zip(points, outcomes, strict=True)
+        (*(trial["params"][name] for name in names), outcome.loss, outcome.metric)
+        for trial, outcome in zip(trials, outcomes, strict=True)
     )
-    return Table("The search", "tune", (*names, "validation loss", metric), rows)
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+    caption = f"each at {BRIEF:g} of the epochs, on a seed of its own"
+    columns = (*names, "validation loss", metric)
+    return Table("The search", "tune", columns, rows, caption=caption)

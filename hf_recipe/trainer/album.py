@@ -1,4 +1,4 @@
-"""What the report draws of a run's beginning and course: first-layer weights, predictions.
+"""What the report draws of a run: first-layer weights, predictions, worst examples.
 
 No check hangs on it. It looks before step 1, at evaluations and at the end, never at a step; where
 checks were selected by name it does not look at all.
@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from hf_recipe.baselines.first_layer import FirstLayerAlbum
-from hf_recipe.baselines.predictions import PredictionsFollowed
+from hf_recipe.baselines.predictions import CHANGES, SAMPLES, PredictionsFollowed
+from hf_recipe.baselines.worst_examples import exhibits, judge_rows
 from hf_recipe.core.check import Skip
 from hf_recipe.core.config import Settings
 from hf_recipe.core.exhibit import Answer
@@ -18,6 +19,8 @@ from hf_recipe.core.report import Report
 from hf_recipe.examiner import excused
 from hf_recipe.instruments.subject import Subject
 from hf_recipe.trainer import preflight
+
+TABLES = (CHANGES, SAMPLES)  # what a tracker is sent at the end
 
 
 class Album:
@@ -40,7 +43,6 @@ class Album:
         self.first_layer = FirstLayerAlbum()
         if not subject.resumed:
             self._try("first_layer", lambda: self._first_layer(subject))
-        self.predictions = PredictionsFollowed()
         self._try("predictions", lambda: self._follow(subject))
 
     def evaluated(self, step: int) -> None:
@@ -55,6 +57,13 @@ class Album:
 
         self._try("predictions", look)
 
+    def numbers(self) -> dict[str, float]:
+        """The fixed rows' predictions at the last evaluation, by name."""
+        followed = self.predictions
+        if followed is None:
+            return {}
+        return {f"predictions/{name}": value for name, value in followed.numbers().items()}
+
     def end(self, step: int) -> None:
         """The run is over: draw, and let go of model and rows."""
         self.evaluated(step)
@@ -64,6 +73,7 @@ class Album:
         if self.predictions is not None:
             for exhibit in self.predictions.exhibits():
                 self.report.exhibit(exhibit)
+        self._try("predictions", lambda: self._worst(subject))
         layer = self.first_layer
         if layer is not None:
             self._try("first_layer", lambda: self._draw(layer, subject))
@@ -76,9 +86,15 @@ class Album:
         self.first_layer.begin(subject.model)
 
     def _follow(self, subject: Subject) -> None:
-        assert self.predictions is not None
         with preflight.guard_of(subject):
-            self.predictions.begin(subject)
+            self.predictions = PredictionsFollowed.begin(subject)
+
+    def _worst(self, subject: Subject) -> None:
+        split = next(iter(subject.evaluation), "train")
+        with preflight.guard_of(subject):
+            seen = judge_rows(subject, split)
+        for item in exhibits(seen, split):
+            self.report.exhibit(item)
 
     def _draw(self, layer: FirstLayerAlbum, subject: Subject) -> None:
         for item in layer.exhibits(subject.model):

@@ -60,6 +60,7 @@ class RecipeCallback(TrainerCallback):  # type: ignore[misc]
             {"select": chosen, "ignore": tuple(ignore) or None, **settings}, checks=thresholds
         )
         self._recipe: Recipe | None = None
+        self._leading: Recipe | None = None  # as of the last epoch: steps must cost nothing
 
     @property
     def findings(self) -> list[Any]:
@@ -79,16 +80,17 @@ class RecipeCallback(TrainerCallback):  # type: ignore[misc]
 
     def _lead(self, args: Any) -> Recipe | None:
         """The recipe, if this callback is the one that forwards events to it."""
-        if self._recipe is None or self._recipe.detached:
-            found = shared(args)
-            if found is None:
-                found = Recipe(self._settings)
-                found.closing.place(args)
-                share(args, found)
-            self._recipe = None
-            self.join(found)
         recipe = self._recipe
-        return recipe if recipe is not None and recipe.leader() is self else None
+        if recipe is None or recipe.detached:
+            recipe = shared(args)
+            if recipe is None:
+                recipe = Recipe(self._settings)
+                recipe.closing.place(args)
+                share(args, recipe)
+            self._recipe = None
+            self.join(recipe)
+        self._leading = recipe if recipe.leader() is self else None
+        return self._leading
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._lead(args)
@@ -104,19 +106,19 @@ class RecipeCallback(TrainerCallback):  # type: ignore[misc]
             recipe.epoch_begin()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if recipe := self._lead(args):
+        if recipe := self._leading or self._lead(args):
             recipe.step_begin(state)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if recipe := self._lead(args):
+        if recipe := self._leading or self._lead(args):
             recipe.before_update(kwargs.get("optimizer"))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if recipe := self._lead(args):
+        if (recipe := self._leading or self._lead(args)) and recipe.closer_look.due:
             recipe.updated(kwargs.get("optimizer"))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if recipe := self._lead(args):
+        if recipe := self._leading or self._lead(args):
             recipe.step_end(state, control, kwargs.get("model"), kwargs.get("optimizer"))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

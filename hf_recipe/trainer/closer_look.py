@@ -9,10 +9,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from hf_recipe.baselines.modes import ModeWatch, TrainingModes
 from hf_recipe.baselines.optimizer_wiring import ParametersMoved, ParameterWatch
+from hf_recipe.baselines.step_gradient import RETRACE_STEP, STEPS, TRAIL, StepGradient, StepTrail
 from hf_recipe.catalogue import PROBES
 from hf_recipe.complexify.accumulates import GradientLeft, gradients_left
 from hf_recipe.complexify.batchnorm_ranks import RankStatistics, plain, statistics_of
@@ -34,8 +36,16 @@ from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.answers import Answers
 from hf_recipe.instruments.batches import has_rows
 from hf_recipe.instruments.distributed import from_all_ranks, from_rank_0, world_size
-from hf_recipe.instruments.layers import LayerSamples, LayerWatch, looks_at
+from hf_recipe.instruments.layers import (
+    LayerSamples,
+    LayerWatch,
+    is_sharded,
+    looks_after,
+    looks_at,
+    whole,
+)
 from hf_recipe.instruments.margins import MarginWatch
+from hf_recipe.instruments.overrides import replaces
 from hf_recipe.instruments.record import Recorder
 from hf_recipe.instruments.subject import Plan, Subject
 from hf_recipe.instruments.window import Evaluation
@@ -65,10 +75,13 @@ class CloserLook:
         self.margins: MarginWatch | None = None  # of each training row's label
         self._model: nn.Module | None = None
         self._searched = False
+        self._trail: StepTrail | None = None
         self._prints: list[str] | None = None
         self._norms: Any = None  # BatchNorm's statistics as a forward pass began
         self._norm_hook: Any = None  # on all ranks from that step to the next flush
         self._step = self._nth = 0  # the run's step, and the steps since it began or resumed
+        self.due = True  # whether this step is one to look at; most are not, and cost nothing
+        self.next_due = 0  # the next such step that is known
 
     def begin(
         self, model: nn.Module, plan: Plan | None = None, margins: Mapping[str, Any] | None = None
@@ -77,8 +90,9 @@ class CloserLook:
         self.end()
         self._model, self._searched = model, False
         self.planned = plan.total_steps if plan is not None else 0
-        self._nth = 0
+        self._nth, self.due = 0, True
         self._parameters = self._layers = self._units = self._modes = None
+        self._trail = StepTrail() if self._retraces() else None
         if self.trainer is not None and self.examiner.judging((TrainingModes,)):
             self._modes = ModeWatch()
         self.margins = self._watch_margins(model, plan)
@@ -88,10 +102,7 @@ class CloserLook:
             self.examiner.skip((RankStatistics,), "there is one process")
         self._prints = [] if world_size() > 1 and not self._model_parallel() else None
         if self.trainer is not None and preflight.sharded(self.trainer):
-            self.examiner.skip(
-                (ParametersMoved, LayerSamples, RankWeights, GradientLeft),
-                "parameters are sharded",
-            )
+            self._watch_shards(model)
             return
         if self.examiner.judging((ParametersMoved,)):
             self._parameters = ParameterWatch()
@@ -100,6 +111,17 @@ class CloserLook:
             self._layers = LayerWatch()
         if self.examiner.judging((ActivationUnits,)):
             self._units = None if self._compiled() else ActivationWatch()
+
+    def _watch_shards(self, model: nn.Module) -> None:
+        """No process holds a parameter whole: sums by layer are what can be compared."""
+        reason = "parameters are sharded"
+        if self.trainer.is_deepspeed_enabled:
+            reason = "DeepSpeed holds the parameters, and nobody has run this with it"
+        self.examiner.skip((ParametersMoved, RankWeights, GradientLeft), reason)
+        if not any(is_sharded(parameter) for parameter in model.parameters()):
+            self.examiner.skip((LayerSamples,), reason)
+        elif self.examiner.judging((LayerSamples,)):
+            self._layers = LayerWatch()
 
     def end(self) -> None:
         """Take the hooks off."""
@@ -123,6 +145,14 @@ class CloserLook:
         watch = MarginWatch(len(data), half)
         watch.arm(model)
         return watch
+
+    def _retraces(self) -> bool:
+        """Whether steps are taken by a training_step that nobody here knows."""
+        if self.trainer is None or world_size() > 1 or self.trainer.args.n_gpu > 1:
+            return False
+        if not self.examiner.judging((StepGradient,)) or preflight.sharded(self.trainer):
+            return False
+        return not self._compiled() and replaces(self.trainer, "training_step")
 
     def finish(self, step: int) -> None:
         """The run is over: say what its first half told of the labels."""
@@ -165,9 +195,22 @@ class CloserLook:
     # ---------------------------------------------------------------- a step, in its order
 
     def step_begins(self, step: int) -> None:
-        """Step `step` is next: hook the activations if it is one to look at."""
+        """Step `step`, the next one, is one to look at, or comes after one."""
         self._step, self._nth = step, self._nth + 1
-        if self._units is not None and self._model is not None and looks_at(step):
+        looks = looks_at(step)
+        self.due = (
+            looks
+            or self._nth <= NORMS_AT
+            or self._parameters is not None
+            or self._prints is not None
+            or self._trail is not None
+        )
+        self.next_due = looks_after(step)
+        if self.margins is not None and self.margins.listening:
+            self.margins.step_begins(step)
+            if step <= self.margins.last_step:
+                self.next_due = min(self.next_due, self.margins.last_step + 1)
+        if looks and self._units is not None and self._model is not None:
             self._units.arm(self._model, step)
 
     def before_backward(self, inputs: Mapping[str, Any]) -> None:
@@ -185,8 +228,27 @@ class CloserLook:
 
     def before_update(self, optimizer: Any) -> None:
         """Gradients are complete and clipped."""
+        if self._trail is not None:
+            self._retrace(self._trail)
         if self._layers is not None and looks_at(self._step) and self._model is not None:
             self._layers.before(self._model, optimizer)
+
+    def micro_batch(self, inputs: Any) -> None:
+        """A micro-batch is about to run."""
+        if self._trail is not None and isinstance(inputs, Mapping):
+            self._trail.add(inputs)
+
+    def _retrace(self, trail: StepTrail) -> None:
+        norm = math.nan if self.recorder.norm is None else float(self.recorder.norm)
+        assert self._model is not None
+        trail.take(self._model, self._left_by_clipping(norm))
+        subject = preflight.subject_of_trainer(
+            self.trainer, fresh=False, dataloader=self.trainer.callback_handler.train_dataloader
+        )
+        subject.cache[TRAIL] = trail
+        guard = functools.partial(preflight.guard_of, subject)
+        self.examiner.examine(RETRACE_STEP, subject, guard, step=self._step)
+        self._trail = trail.next() if self._nth < STEPS[-1] else None
 
     def watching(self, model: Any) -> AbstractContextManager[None]:
         """A context around one micro-batch: reads the modules' modes in two of the first steps."""
@@ -227,10 +289,8 @@ class CloserLook:
             units = from_rank_0(self._units.measure())
             if units.layers:
                 self.examiner.judge(units, "run", step=step)
-        if self.margins is not None:
-            self.margins.step_ends(step)
-            if flushed:
-                self.margins.flush()
+        if self.margins is not None and flushed:
+            self.margins.flush()
         if flushed and world_size() > 1:
             self._compare_ranks(step)
 
@@ -253,7 +313,8 @@ class CloserLook:
         assert self._layers is not None
         curve = self.recorder.curves.get("loss")
         losses = curve.y if curve is not None else []
-        norm = math.nan if self.recorder.norm is None else float(self.recorder.norm)
+        norm = self.recorder.norm
+        norm = math.nan if norm is None else float(whole(norm) if torch.is_tensor(norm) else norm)
         loss = losses[-1] if losses else math.nan
         sample = self._layers.after(self._step, loss, norm, self._left_by_clipping(norm))
         if sample is None or skipped:

@@ -27,6 +27,7 @@ from hf_recipe.instruments.distributed import rank, world_size
 from hf_recipe.instruments.window import Evaluation
 from hf_recipe.report.console import ConsoleSink
 from hf_recipe.report.tracking import TrackingSink
+from hf_recipe.trainer.album import TABLES
 
 if TYPE_CHECKING:
     from hf_recipe.trainer.recipe import Recipe
@@ -52,6 +53,8 @@ class Closing:
         self._summarised = 0
         self._untold = False
         self._outlook: Outlook | None = None
+        self._kept: list[Finding] = []  # the findings that `_plain` holds, as JSON
+        self._plain: list[Any] = []
         self._written = -WRITE_EVERY
         trainer = recipe.trainer
         if trainer is not None:
@@ -106,7 +109,7 @@ class Closing:
         self._draw()
         self.write(page=True)
         if rank() == 0:
-            self.tracking.close(recipe.report, state.global_step)
+            self.tracking.close(recipe.report, state.global_step, tables=TABLES)
         found = sum(f.count for f in recipe.report.flat) + len(recipe.report.crashed)
         if found != self._summarised or not self._summarised:
             self._summarised = found
@@ -122,6 +125,11 @@ class Closing:
         if self._untold and rank() == 0:
             self.tracking.update(self.recipe.report, step)
             self._untold = False
+
+    def follow(self, numbers: Mapping[str, float], step: int) -> None:
+        """Numbers of this moment, for a tracker that draws them over the run."""
+        if rank() == 0 and numbers:
+            self.tracking.follow(numbers, step)
 
     def crashed(self, where: str, error: Exception) -> None:
         """Something of ours broke outside of a check."""
@@ -162,9 +170,12 @@ class Closing:
         if self.margins:
             self.state["margins"] = self.margins
         # Checkpoints are pushed to hubs and trackers: rows of the data stay out of them.
-        report = self.recipe.report
-        kept = report.flat if self.recipe.settings.log_samples else report.without_rows()
-        self.state["findings"] = [plain(finding) for finding in kept]
+        report = self.recipe.examiner.report
+        if report.flat != self._kept:
+            self._kept = list(report.flat)
+            kept = report.flat if self.recipe.settings.log_samples else report.without_rows()
+            self._plain = [plain(finding) for finding in kept]
+        self.state["findings"] = self._plain
         return self.state
 
     def refresh_state(self, *, saving: bool) -> None:

@@ -105,15 +105,56 @@ class RSquared(_Metric):
         return {"r2": 1 - float(np.sum((true - seen) ** 2)) / total if total else float("nan")}
 
 
+class MultiLabelF1(_Metric):
+    """F1 over all yes-or-no answers, and its mean over the labels; and rows wholly right.
+
+    Predictions and references are 0 and 1, (rows, labels). A label that neither holds is left out
+    of the mean.
+    """
+
+    summary = "Micro and macro F1, and the share of rows whose labels are all right."
+    columns = {
+        "predictions": datasets.List(datasets.Value("int64")),
+        "references": datasets.List(datasets.Value("int64")),
+    }
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        seen, true = np.asarray(predictions, int), np.asarray(references, int)
+        hits = (seen & true).sum(0).astype(float)
+        total = (seen.sum(0) + true.sum(0)).astype(float)
+        each = 2 * hits[total > 0] / total[total > 0]
+        return {
+            "f1_micro": float(2 * hits.sum() / total.sum()) if total.sum() else 0.0,
+            "f1_macro": float(each.mean()) if len(each) else 0.0,
+            "rows_right": float((seen == true).all(1).mean()),
+        }
+
+
+class MeanIoU(_Metric):
+    """Mean over classes of intersection over union, and the share of pixels that are right.
+
+    A class that neither holds is left out of the mean.
+    """
+
+    summary = "Mean over classes of intersection over union, and accuracy."
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        seen, true = np.asarray(predictions), np.asarray(references)
+        each = []
+        for k in np.union1d(seen, true):
+            shared = float(np.sum((seen == k) & (true == k)))
+            each.append(shared / float(np.sum((seen == k) | (true == k))))
+        return {
+            "mean_iou": float(np.mean(each)) if each else 0.0,
+            "accuracy": float(np.mean(seen == true)) if len(true) else 0.0,
+        }
+
+
 METRICS: Mapping[str, tuple[type[_Metric], ...]] = {
     "image-classification": (Accuracy, F1, Matthews),
     "sequence-classification": (Accuracy, F1, Matthews),
+    "multiple-choice": (Accuracy,),
     "regression": (MeanSquaredError, RSquared),
-}
-PRIMARY: Mapping[str, str] = {
-    "image-classification": "accuracy",
-    "sequence-classification": "accuracy",
-    "regression": "r2",
 }
 
 

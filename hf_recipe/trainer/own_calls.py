@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from hf_recipe.baselines.augmentation_off import without_augmentation
 from hf_recipe.baselines.batch_search import find_batch_size
 from hf_recipe.baselines.batch_size import BatchSize
+from hf_recipe.baselines.determinism import Determinism, answer, check_determinism
 from hf_recipe.baselines.one_batch import OneBatch, overfit_one_batch
 from hf_recipe.baselines.reference_models import ReferenceLines
 from hf_recipe.baselines.seed import seed_everything
 from hf_recipe.complexify.checkpoint_reload import CheckpointReload, check_checkpoint
-from hf_recipe.core.check import Measurement, Probe
+from hf_recipe.core.check import Measurement, Probe, Skip
 from hf_recipe.core.finding import Moment
 from hf_recipe.examiner import Examiner
+from hf_recipe.instruments.distributed import from_all_ranks
 from hf_recipe.instruments.subject import Subject
 from hf_recipe.regularize.simple_model import AgainstSimple, compare_with_simple_models
 from hf_recipe.trainer import preflight
@@ -78,6 +80,32 @@ class OwnCalls:
             BatchSize,
             lambda s: find_batch_size(s, memory=memory, seconds=seconds, noise=noise),
         )
+
+    def check_determinism(self, steps: int = 3) -> Determinism | None:
+        """Take a few steps twice from one seed and say whether they agree, or what differs.
+
+        Batches, losses, gradients, weights and buffers are compared bit by bit, with the run's own
+        optimizer; then everything is put back, bit for bit. The report gets an answer.
+
+        Args:
+            steps: of each of the two runs.
+
+        Returns:
+            What was compared, of the first process that differs; None where it could not be tried
+            (an answer in the report says why).
+        """
+        with self._before_training() as subject, preflight.guard_of(subject):
+            try:
+                outcome: Determinism | str = check_determinism(subject, steps=steps)
+            except Skip as reason:
+                outcome = str(reason)
+        everyone = from_all_ranks(outcome)
+        told = [each for each in everyone if isinstance(each, Determinism)]
+        found = min(told, key=lambda each: each.equal) if len(told) == len(everyone) else None
+        refused = next((each for each in everyone if isinstance(each, str)), "")
+        self.examiner.report.answer(answer(found if found is not None else refused))
+        self.closing.write()
+        return found
 
     def check_checkpoint(self, path: str | Path | None = None) -> CheckpointReload | None:
         """Load a checkpoint again and compare its outputs with the model's.

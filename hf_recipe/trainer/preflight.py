@@ -12,6 +12,7 @@ from torch import nn
 from hf_recipe.catalogue import PROBES
 from hf_recipe.core.check import Probe
 from hf_recipe.core.finding import MOMENTS
+from hf_recipe.data.remembered import recalling
 from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.batches import rows_of_dataloader, rows_of_trainer
 from hf_recipe.instruments.distributed import rank
@@ -177,7 +178,7 @@ def run_probes(
         if reason:
             examiner.skip(probe.measures, reason)
             continue
-        examiner.examine(probe, subject, guard=lambda: guard_of(subject))
+        examiner.examine(recalling(probe), subject, guard=lambda: guard_of(subject))
 
 
 @contextmanager
@@ -195,8 +196,6 @@ def guard_of(subject: Subject) -> Iterator[None]:
 
 def _missing(probe: Probe, subject: Subject) -> str | None:
     trainer = subject.trainer
-    if "inspection" in probe.needs:
-        return "takes seconds of its own: hf_recipe.inspect_dataset(dataset)"
     if "fresh" in probe.needs and not subject.fresh:
         return "these weights have been trained already" if not subject.resumed else "resumed"
     if "optimizer" in probe.needs and subject.optimizer is None:

@@ -21,9 +21,10 @@ from hf_recipe.core.finding import Finding
 from hf_recipe.core.report import Report
 from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.distributed import from_rank_0, rank, world_size
-from hf_recipe.instruments.record import Recorder, flushes_at
+from hf_recipe.instruments.record import FLUSH_EVERY, Recorder, flushes_at
 from hf_recipe.instruments.subject import Plan, Subject
 from hf_recipe.instruments.window import Window
+from hf_recipe.regularize.paired_error import listen_to_rows
 from hf_recipe.trainer import preflight
 from hf_recipe.trainer.album import Album
 from hf_recipe.trainer.border import RecipeError, event
@@ -56,6 +57,7 @@ class Recipe(OwnCalls):
         self.recorder = Recorder()
         self.evaluation = EvaluationRecorder()
         self.examiner = Examiner(settings, hear=self._hear, agree=from_rank_0, leads=rank() == 0)
+        self.examiner.patient = True
         self.closing = Closing(self)
         self.album = Album(settings, self.examiner.report)
         self.units = Units()
@@ -88,6 +90,7 @@ class Recipe(OwnCalls):
     @property
     def report(self) -> Report:
         """The report as it stands."""
+        self.examiner.settle()
         return self.examiner.report
 
     @property
@@ -154,8 +157,11 @@ class Recipe(OwnCalls):
 
     def leader(self) -> Any:
         """The callback that forwards events: the first that is still alive."""
-        alive = (known() for known in self._members)
-        return next((member for member in alive if member is not None), None)
+        for known in self._members:
+            member = known()
+            if member is not None:
+                return member
+        return None
 
     # ---------------------------------------------------------------- events
 
@@ -169,6 +175,9 @@ class Recipe(OwnCalls):
         self.closing.started(args, state)
         saved = self._take_up_state(state)
         self.install()
+        if self.trainer is not None:
+            callbacks = self.trainer.callback_handler.callbacks
+            listen_to_rows(callbacks, args, lambda: self.evaluation.latest)
         if self._seams is not None:
             self._seams.watch_rows(seen.get("train_dataloader"))
             self._seams.before_first = True
@@ -201,8 +210,10 @@ class Recipe(OwnCalls):
     @event
     def step_begin(self, state: Any) -> None:
         """All micro-batches of the next step are fetched."""
+        step, look = state.global_step + 1, self.closer_look
+        if look.due or step >= look.next_due:
+            look.step_begins(step)
         self._step_began = time.perf_counter()
-        self.closer_look.step_begins(state.global_step + 1)
 
     @event
     def before_backward(self, inputs: Mapping[str, Any]) -> None:
@@ -214,7 +225,8 @@ class Recipe(OwnCalls):
         """Gradients are clipped; the optimizer steps next, at this rate."""
         if optimizer is not None:
             self.recorder.learning_rate = float(optimizer.param_groups[0]["lr"])
-            self.closer_look.before_update(optimizer)
+            if self.closer_look.due:
+                self.closer_look.before_update(optimizer)
 
     @event
     def updated(self, optimizer: Any) -> None:
@@ -224,22 +236,23 @@ class Recipe(OwnCalls):
     @event
     def step_end(self, state: Any, control: Any, model: Any, optimizer: Any = None) -> None:
         """One optimizer step is done."""
-        if self._moved is None or self._moved() is not model:
+        step = state.global_step
+        finite = self.recorder.end_step(step, time.perf_counter() - self._step_began)
+        flushed = (step < FLUSH_EVERY or not step % FLUSH_EVERY) and flushes_at(step)
+        if flushed or self.closer_look.due:
             self._moved = weakref.ref(model)
-        recorder = self.recorder
-        finite = recorder.end_step(state.global_step, time.perf_counter() - self._step_began)
-        self.closer_look.step_ends(state.global_step, flushed=flushes_at(state.global_step))
+            self.closer_look.step_ends(step, flushed=flushed)
         if (
-            flushes_at(state.global_step)
+            flushed
             or control.should_save
             or control.should_evaluate
             or (not finite and world_size() == 1)
         ):
             self._flush()
             if optimizer is not None:
-                self.closing.saved_state = state_of(optimizer, state.global_step)
+                self.closing.saved_state = state_of(optimizer, step)
             self.closing.refresh_state(saving=control.should_save)
-            self.closing.tell(state.global_step)
+            self.closing.tell(step)
             self._act(control)
 
     @event
@@ -249,6 +262,7 @@ class Recipe(OwnCalls):
         evaluation = self.evaluation.read(state.global_step, metrics, self.units.evaluation())
         self._fold(Window(evaluation=evaluation, plan=self.plan))
         self.album.evaluated(state.global_step)
+        self.closing.follow(self.album.numbers(), state.global_step)
         self.closer_look.evaluated(self.evaluation.answers, evaluation)
         self.closing.evaluated(evaluation)
         self._act(control)

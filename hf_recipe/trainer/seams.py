@@ -41,6 +41,7 @@ class EvaluationRecorder:
 
     Attributes:
         answers: what the last evaluation that was read answered; None where it is not known.
+        latest: the last evaluation that was read.
     """
 
     def __init__(self) -> None:
@@ -49,6 +50,7 @@ class EvaluationRecorder:
         self.row_losses: list[torch.Tensor] | None = []
         self.sheet = AnswerSheet()
         self.answers: Answers | None = None
+        self.latest: Evaluation | None = None
 
     def start(self, loader: Any) -> None:
         """Forget what an evaluation that broke off, or a prediction, has left."""
@@ -70,7 +72,8 @@ class EvaluationRecorder:
         self.answers = self.sheet.take(_length(self.loader)) if self.sheet.wanted else None
         rows, batches = self.take(MOST_ROWS, unit)
         numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
-        return Evaluation(step, split, rows, batches, numbers)
+        self.latest = Evaluation(step, split, rows, batches, numbers)
+        return self.latest
 
     def take(self, limit: int, unit: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The row losses in the set's order, and the batch losses, over all ranks; then forget.
@@ -187,7 +190,7 @@ class Seams:
     # ---------------------------------------------------------------- wrappers
 
     def _training_step(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        recorder = self.recorder
+        recorder, look = self.recorder, self.closer_look
 
         def training_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             if not recorder.active:
@@ -198,18 +201,22 @@ class Seams:
             if self.before_first:
                 self.before_first = False
                 self.first_step(inputs)
-            if not recorder.micro_batches:
-                self.before_backward(inputs)
-            margins = self.closer_look.margins
-            if margins is not None:
+            margins = look.margins
+            if margins is not None and margins.listening:
                 margins.starts()
-            with self.closer_look.watching(model):
+            if look.due:
+                if not recorder.micro_batches:
+                    self.before_backward(inputs)
+                look.micro_batch(inputs)
+                with look.watching(model):
+                    loss = inner(model, inputs, *args, **kwargs)
+            else:
                 loss = inner(model, inputs, *args, **kwargs)
             if isinstance(loss, torch.Tensor) and not recorder.add(loss):
-                self.closer_look.not_finite(inputs)
+                look.not_finite(inputs)
             rows = self.rows.take() if self.rows is not None else ()
-            recorder.rows.extend(rows)
-            if margins is not None:
+            recorder.rows += rows
+            if margins is not None and margins.listening:
                 margins.add(_labels(inputs, self.trainer.label_names), rows)
             return loss
 
@@ -291,4 +298,6 @@ def _labels(inputs: Any, names: list[str]) -> Any:
     if not isinstance(inputs, Mapping) or len(names) != 1:
         return None
     labels = inputs.get(names[0])
-    return labels.detach() if isinstance(labels, torch.Tensor) else None
+    if not isinstance(labels, torch.Tensor):
+        return None
+    return labels.detach() if labels.requires_grad else labels

@@ -16,6 +16,7 @@ This is off-policy distillation: the student sees the data set's rows. To let a 
 learn on text that it generates itself, use TRL, whose class has the same name:
 
     from trl import DistillationConfig, DistillationTrainer   # on-policy, causal language models
+    DistillationTrainer(student, teacher, DistillationConfig(), train_dataset=prompts).train()
 
 A teacher that takes long is asked once, and its answers are kept: `tune.teacher_cache`.
 
@@ -35,7 +36,7 @@ from transformers import Trainer
 
 from hf_recipe.tune import distillation_heads as heads
 from hf_recipe.tune.distillation_arguments import DistillationTrainingArguments
-from hf_recipe.tune.distillation_chunks import can_chunk, chunked_terms
+from hf_recipe.tune.distillation_chunks import can_chunk, chunked_terms, shard
 from hf_recipe.tune.distillation_transfer import attention_transfer, relation_transfer
 from hf_recipe.tune.teacher_cache import CachedTeacher
 
@@ -57,7 +58,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
 
     The teachers are kept outside of the student: in evaluation mode, without gradients, in their
     own dtype, never in its optimizer or checkpoints; a whole copy on every process, whatever
-    strategy the student is trained by. Several teachers are averaged in probability.
+    strategy the student is trained by, or split over the processes (`distill_shard_teacher`, or
+    sharded by ``fully_shard`` before). Several teachers are averaged in probability.
 
     Args:
         args: DistillationTrainingArguments (plain TrainingArguments take its defaults).
@@ -111,8 +113,10 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         if isinstance(teacher, CachedTeacher):
             teacher.check(self.args.distill_temperature, self.args.divergence)
         teacher.requires_grad_(False).eval()
-        if getattr(teacher, "hf_device_map", None) is None:
+        if getattr(teacher, "hf_device_map", None) is None and not heads.is_sharded(teacher):
             teacher.to(self.args.device)
+            if self.args.distill_shard_teacher and self.args.world_size > 1:
+                shard(teacher, self.args.device.type, self.args.world_size)
 
     # ---------------------------------------------------------------- what a batch is
 

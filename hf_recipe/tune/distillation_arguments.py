@@ -27,6 +27,9 @@ class DistillationTrainingArguments(TrainingArguments):  # type: ignore[misc]
             where the model's logits can be rebuilt from its head and there are many of them.
         relation_weight: weight of the hidden states' self-relations (no equal width needed).
         attention_weight: weight of the attention maps (needs ``attn_implementation="eager"``).
+        distill_shard_teacher: split the teachers' weights over the processes (torch's
+            ``fully_shard``) and gather each block when it is asked, instead of a whole copy on
+            every process; the student is trained as ever.
         transfer_layers: pairs of (student layer, teacher layer), as indices of hidden_states
             (0 is the embedding) and, less one, of attentions; default: the last of each.
     """
@@ -39,6 +42,7 @@ class DistillationTrainingArguments(TrainingArguments):  # type: ignore[misc]
     standardize_logits: bool = field(default=False)
     distill_vocabulary: str = field(default="error")
     distill_chunked: bool | None = field(default=None)
+    distill_shard_teacher: bool = field(default=False)
     relation_weight: float = field(default=0.0)
     attention_weight: float = field(default=0.0)
     transfer_layers: list[list[int]] | None = field(default=None)

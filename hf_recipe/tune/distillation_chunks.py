@@ -57,7 +57,9 @@ def _dense_reason(trainer: Any, task: heads.Task) -> str | None:
         "the loss function is the user's": trainer.compute_loss_func is not None,
         "the model adds a router loss": bool(getattr(config, "output_router_logits", False)),
         "a head is no plain linear layer": any(head is None for head in plain),
-        "parameters are sharded": trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
+        "parameters are sharded": trainer.is_fsdp_enabled
+        or trainer.is_deepspeed_enabled
+        or any(heads.is_sharded(m) for m in (trainer.student, *trainer.teachers)),
         "the model is compiled": bool(trainer.args.torch_compile),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
@@ -107,3 +109,19 @@ def chunked_terms(
         vocabulary=trainer.args.distill_vocabulary,
     )
     return total, soft, hard
+
+
+def shard(teacher: nn.Module, device: str, processes: int) -> None:
+    """Split a teacher's weights over all processes; each of its blocks is gathered when asked.
+
+    All processes must then ask it alike, as they do in training.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device, (processes,))
+    for module in reversed(list(teacher.modules())):  # what lies inside comes first
+        for block in module if isinstance(module, nn.ModuleList) else ():
+            fully_shard(block, mesh=mesh)
+    # The outermost part would wait, whole, for a backward pass that never comes.
+    fully_shard(teacher, mesh=mesh, reshard_after_forward=True)

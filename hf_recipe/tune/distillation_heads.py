@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from hf_recipe.tune.distillation_loss import (
     Head,
@@ -320,6 +321,11 @@ def forward_names(module: nn.Module) -> set[str]:
     """The names of what the module's forward takes."""
     parameters = inspect.signature(module.forward).parameters.values()
     return {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether the weights are split over processes: no layer can then be used by itself."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def output_head(model: nn.Module) -> nn.Linear | None:

@@ -1,13 +1,13 @@
 """The search engine: which point to try next, what came of it, and what a dead worker left.
 
-One adapter, four verbs: `suggest`, `tell`, `resume`, `report`. Behind it stands an Optuna study in
-a storage that any number of workers share: a file (JournalStorage, also on a network file system)
-or a database URL. Points are quasi-random by default (`tune.space.quasi_random`); after
-`explore` of them Optuna's TPE may exploit what they showed.
+One adapter, four verbs: `suggest`, `tell`, `resume`, `report`. Behind `OptunaEngine` stands a study
+in a storage that any number of workers share: a file (JournalStorage, also on a network file
+system) or a database URL. Points are quasi-random by default (`tune.space.quasi_random`); after
+`explore` of them Optuna's TPE may exploit what they showed. One process needs no Optuna for these
+points: `tune.points_engine`. A trial is a process of its own (`tune.worker`), or a call:
 
     engine = OptunaEngine(space, storage="sweep.journal")
-    while (suggestion := engine.suggest(trials=16)) is not None:
-        engine.tell(suggestion.number, Result("complete", train(**suggestion.params)))
+    search(engine, lambda point: Result("complete", train(**point.params)), trials=16)
 
 Nothing that was told is lost: a storage is written before `tell` returns. A trial that diverged is
 infeasible, and stays in the study as such; a trial whose worker died is run again by another.
@@ -94,6 +94,26 @@ class Engine(Protocol):
 
     def resume(self, left: Callable[[int, Mapping[str, Any]], Result | None]) -> list[int]:
         """Take up the trials of dead workers; their numbers."""
+
+    def trials(self) -> list[dict[str, Any]]:
+        """The finished trials, as `tune.analysis.analyse` takes them."""
+
+
+def search(
+    engine: Engine, train: Callable[[Suggestion], Result], trials: int
+) -> list[dict[str, Any]]:
+    """Run trials in this process until the study has `trials`; all that are finished.
+
+    No other process may be at work on the study: what it left unfinished is taken up.
+
+    Args:
+        train: runs one trial; what it raises ends the search, and the trial is run again by the
+            next one.
+    """
+    engine.resume(lambda number, notes: Result("failed", reason=LOST))
+    while (suggestion := engine.suggest(trials)) is not None:
+        engine.tell(suggestion.number, train(suggestion))
+    return engine.trials()
 
 
 class OptunaEngine:
@@ -266,18 +286,7 @@ class OptunaEngine:
             result = trial.user_attrs.get("result")
             if not trial.state.is_finished() or not counts(trial) or result is None:
                 continue
-            state = {"complete": "complete", "pruned": "pruned"}.get(result["state"], "failed")
-            one = {
-                "number": trial.number,
-                "params": trial.user_attrs["params"],
-                "value": trial.value if state == "complete" else None,
-                "state": state,
-                "seconds": result["seconds"],
-                "reason": result["reason"],
-            }
-            one |= {"seed": result["seed"]} if result["seed"] is not None else {}
-            one |= {"curve": list(result["curve"])} if result["curve"] else {}
-            found.append(one)
+            found.append(as_trial(trial.number, trial.user_attrs["params"], result))
         return found
 
     def _trial(self, number: int) -> Any:
@@ -299,6 +308,25 @@ class OptunaEngine:
             self.study.tell(number, state=TrialState.FAIL)
             return True
         return False
+
+
+def as_trial(number: int, params: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """A finished trial as `tune.analysis.analyse` takes it.
+
+    Args:
+        result: a `Result` as a dict.
+    """
+    state = {"complete": "complete", "pruned": "pruned"}.get(result["state"], "failed")
+    one = {
+        "number": number,
+        "params": dict(params),
+        "value": result["value"] if state == "complete" else None,
+        "state": state,
+        "seconds": result["seconds"],
+        "reason": result["reason"],
+    }
+    one |= {"seed": result["seed"]} if result["seed"] is not None else {}
+    return one | ({"curve": list(result["curve"])} if result["curve"] else {})
 
 
 def counts(trial: Any) -> bool:

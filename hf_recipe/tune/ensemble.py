@@ -8,6 +8,8 @@ cannot afford the computation at test time, look into distilling your ensemble i
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,22 +43,16 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
         self.weights = list(weights) if weights is not None else None
         self.config = members[0].config
+        # A Trainer drops the columns that `forward` does not name: it names what members take.
+        answer = functools.partial(type(self).forward, self)
+        names, kind = sorted(set().union(*map(heads.forward_names, members))), inspect.Parameter
+        said = [kind(name, kind.KEYWORD_ONLY, default=None) for name in names]
+        answer.__signature__ = inspect.Signature(said)  # type: ignore[attr-defined]
+        self.forward = answer  # type: ignore[method-assign]
 
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **inputs: Any,
-    ) -> ModelOutput:
+    def forward(self, labels: torch.Tensor | None = None, **inputs: Any) -> ModelOutput:
         """The averaged logits by name; ``loss`` is the members' mean where labels are given."""
-        given = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "labels": labels,
-            **inputs,
-        }
-        known = {name: value for name, value in given.items() if value is not None}
+        known = {n: v for n, v in (*inputs.items(), ("labels", labels)) if v is not None}
         outputs = [member(**heads.accepted(member, known)) for member in self.members]
         task = heads.task_of(self.members[0], known)
         merged = heads.merged(

@@ -17,6 +17,7 @@ from hf_recipe.core.finding import Fault
 
 CALL = "hf_recipe.tune.analysis.analyse(trials, space, metric, greater_is_better)"
 PLAYBOOK = "Godbole et al., Deep Learning Tuning Playbook (2023)"
+_check = functools.partial(Check, stage="tune", moments=("study",), call=CALL)
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,20 @@ def at_edge(
         evidence={
             "seen": f"best trials at {pressure.median:.0%} from the {pressure.edge} edge",
             "expected": "the best trials inside the range",
-            "edge": pressure.edge,
-            "slope": pressure.slope,
-            "bound": pressure.bound,
+            **{name: getattr(pressure, name) for name in ("edge", "slope", "bound")},
         },
     )
+
+
+OPTIMUM_AT_EDGE = _check(
+    name="optimum-at-edge",
+    severity="warning",
+    why="Where the best trials crowd an edge of the space, the optimum probably lies beyond it.",
+    fix="widen the range at that edge (by a decade, on a log scale) and search there",
+    source=PLAYBOOK,
+    unsure="A flat optimum that reaches the edge; with under a dozen trials, chance.",
+    judges=(at_edge,),
+)
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,17 @@ def too_sparse(
     )
 
 
+SEARCH_TOO_SPARSE = _check(
+    name="search-too-sparse",
+    severity="note",
+    why="While the expected best still falls with every doubling, the search is not done.",
+    fix="quasi_random(space, 2 * n, seed)[n:]  # the same points, gone on",
+    source="Dodge et al. 2019, with the unbiased estimator of Tang et al. 2020",
+    unsure="Trials of an adaptive search are no independent draws.",
+    judges=(too_sparse,),
+)
+
+
 @dataclass(frozen=True)
 class Infeasible(Measurement):
     """Trials without a finite value, and the region that holds them.
@@ -136,9 +157,7 @@ class Infeasible(Measurement):
 def infeasible(
     found: Infeasible,
     *,
-    share: Annotated[
-        float, "a tenth of the budget: for sure at 95 % confidence, or in one region"
-    ] = 0.1,
+    share: Annotated[float, "a tenth of the budget: at 95 % confidence, or in one region"] = 0.1,
 ) -> Iterator[Fault]:
     """A good part of the budget went into runs that diverged."""
     together = found.parameter and found.inside_failed >= 3 and found.failed > share * found.trials
@@ -161,6 +180,17 @@ def infeasible(
             "bound": found.bound,
         },
     )
+
+
+TRIALS_INFEASIBLE = _check(
+    name="trials-infeasible",
+    severity="warning",
+    why="Trials that diverge cost as much as others; they share a region that can be cut off.",
+    fix="narrow the range to the feasible side, or add warm-up and clipping there",
+    source=PLAYBOOK,
+    unsure="Trials that the machine killed count as failed too.",
+    judges=(infeasible,),
+)
 
 
 @dataclass(frozen=True)
@@ -204,14 +234,25 @@ def seed_noise(
     )
 
 
+WITHIN_SEED_NOISE = _check(
+    name="within-seed-noise",
+    severity="warning",
+    why="The best of many trials is best by luck, too: its lead must be larger than what seeds do.",
+    fix="run the top 3 again on new, common seeds; keep what stands if none wins",
+    source="Bouthillier et al. 2021, Accounting for Variance in Machine Learning Benchmarks",
+    unsure="Two settings that are truly alike: either may be kept.",
+    judges=(seed_noise,),
+)
+
+
 @dataclass(frozen=True)
 class Beginnings(Measurement):
     """Where trials begin, against where the one before them ended.
 
     Attributes:
         trials: trials with a curve, in order.
-        warm: of those after the first: begin within a tenth of the first one's progress from
-            where the trial before them ended, and not where the first began.
+        warm: later ones that begin within a tenth of the first one's progress from where the
+            trial before them ended, and not where the first began.
     """
 
     trials: int
@@ -235,6 +276,17 @@ def warm_start(
             "expected": "every trial begins where the first did",
         },
     )
+
+
+TRIAL_WARM_START = _check(
+    name="trial-warm-start",
+    severity="error",
+    why="A trial that begins from another's weights is judged by the other's steps as well.",
+    fix="Trainer(model_init=make_model)  # a new model for every trial",
+    source="transformers' Trainer.hyperparameter_search: why model_init exists, 2020",
+    unsure="Population based training hands weights over on purpose.",
+    judges=(warm_start,),
+)
 
 
 @dataclass(frozen=True)
@@ -270,6 +322,17 @@ def grid(
         )
 
 
+GRID_SEARCH = _check(
+    name="grid-search",
+    severity="note",
+    why="A grid spends most trials on values of the parameters that turn out not to matter.",
+    fix="hf_recipe.tune.space.quasi_random(space, n, seed)",
+    source="Bergstra and Bengio 2012; Karpathy 2019",
+    unsure="A grid over what is to be compared on purpose (an ablation).",
+    judges=(grid,),
+)
+
+
 def batch_size(form: SearchForm) -> Iterator[Fault]:
     """Batch size is for speed; other parameters make up for it."""
     for name in form.batch_sizes:
@@ -279,6 +342,17 @@ def batch_size(form: SearchForm) -> Iterator[Fault]:
             subject=name,
             evidence={"seen": f"{name} varies", "expected": "the largest size that is fast"},
         )
+
+
+BATCH_SIZE_TUNED = _check(
+    name="batch-size-tuned",
+    severity="note",
+    why="Batch size decides the speed; for quality, rate and regularization make up for it.",
+    fix="fix per_device_train_batch_size at the largest size that is fast",
+    source=PLAYBOOK,
+    unsure="Batch normalization and contrastive losses do depend on the batch.",
+    judges=(batch_size,),
+)
 
 
 @dataclass(frozen=True)
@@ -314,62 +388,6 @@ def misjudged(
             )
 
 
-_check = functools.partial(Check, stage="tune", moments=("study",), call=CALL)
-
-OPTIMUM_AT_EDGE = _check(
-    name="optimum-at-edge",
-    severity="warning",
-    why="Where the best trials crowd an edge of the space, the optimum probably lies beyond it.",
-    fix="widen the range at that edge (by a decade, on a log scale) and search there",
-    source=PLAYBOOK,
-    unsure="A flat optimum that reaches the edge; with under a dozen trials, chance.",
-    judges=(at_edge,),
-)
-SEARCH_TOO_SPARSE = _check(
-    name="search-too-sparse",
-    severity="note",
-    why="While the expected best still falls with every doubling, the search is not done.",
-    fix="quasi_random(space, 2 * n, seed)[n:]  # the same points, gone on",
-    source="Dodge et al. 2019, with the unbiased estimator of Tang et al. 2020",
-    unsure="Trials of an adaptive search are no independent draws.",
-    judges=(too_sparse,),
-)
-TRIALS_INFEASIBLE = _check(
-    name="trials-infeasible",
-    severity="warning",
-    why="Trials that diverge cost as much as others; they share a region that can be cut off.",
-    fix="narrow the range to the feasible side, or add warm-up and clipping there",
-    source=PLAYBOOK,
-    unsure="Trials that the machine killed count as failed too.",
-    judges=(infeasible,),
-)
-WITHIN_SEED_NOISE = _check(
-    name="within-seed-noise",
-    severity="warning",
-    why="The best of many trials is best by luck, too: its lead must be larger than what seeds do.",
-    fix="run the top 3 again on new, common seeds; keep what stands if none wins",
-    source="Bouthillier et al. 2021, Accounting for Variance in Machine Learning Benchmarks",
-    unsure="Two settings that are truly alike: either may be kept.",
-    judges=(seed_noise,),
-)
-TRIAL_WARM_START = _check(
-    name="trial-warm-start",
-    severity="error",
-    why="A trial that begins from another's weights is judged by the other's steps as well.",
-    fix="Trainer(model_init=make_model)  # a new model for every trial",
-    source="transformers' Trainer.hyperparameter_search: why model_init exists, 2020",
-    unsure="Population based training hands weights over on purpose.",
-    judges=(warm_start,),
-)
-GRID_SEARCH = _check(
-    name="grid-search",
-    severity="note",
-    why="A grid spends most trials on values of the parameters that turn out not to matter.",
-    fix="hf_recipe.tune.space.quasi_random(space, n, seed)",
-    source="Bergstra and Bengio 2012; Karpathy 2019",
-    unsure="A grid over what is to be compared on purpose (an ablation).",
-    judges=(grid,),
-)
 STEPS_MISJUDGED = _check(
     name="steps-misjudged",
     severity="note",
@@ -378,13 +396,4 @@ STEPS_MISJUDGED = _check(
     source=PLAYBOOK,
     unsure="Under a decay to zero the end is best by design: a note.",
     judges=(misjudged,),
-)
-BATCH_SIZE_TUNED = _check(
-    name="batch-size-tuned",
-    severity="note",
-    why="Batch size decides the speed; for quality, rate and regularization make up for it.",
-    fix="fix per_device_train_batch_size at the largest size that is fast",
-    source=PLAYBOOK,
-    unsure="Batch normalization and contrastive losses do depend on the batch.",
-    judges=(batch_size,),
 )

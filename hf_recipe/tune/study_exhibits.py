@@ -55,7 +55,7 @@ def exhibits(study: Study, surface: Sequence[Effect]) -> Iterator[Table | Curve 
             ),
         )
     top = study.trials[order[0]]
-    said = ", ".join(f"{n}={_cell(top.params.get(n))}" for n in names)
+    said = ", ".join(f"{n}={_short(top.params.get(n))}" for n in names)
     yield Answer("Which trial was best?", "tune", f"{study.value(top.score):.6g} with {said}")
 
 
@@ -77,6 +77,7 @@ def _isolation(study: Study, j: int, name: str) -> Iterator[Table | Curve]:
         return
     bins = np.minimum((np.nan_to_num(at, nan=0.0) * BINS).astype(int), BINS - 1)
     lines: list[tuple[Cell, ...]] = []
+    middles: list[float] = []
     for b in range(BINS):
         inside = np.flatnonzero((bins == b) & np.isfinite(at))
         values = [float(study.trials[i].params[name]) for i in inside]
@@ -86,21 +87,25 @@ def _isolation(study: Study, j: int, name: str) -> Iterator[Table | Curve]:
             continue
         best = study.value(float(good.min())) if len(good) else None
         lines.append((min(values), max(values), len(inside), len(inside) - len(good), best))
+        middles.append(float(np.median(values)))
     columns = ("from", "to", "trials", "infeasible", f"best {study.metric}")
     yield Table(f"{name}: best with the others free", "tune", columns, tuple(lines))
-    done = [i for i in study.done if np.isfinite(at[i])]
-    done.sort(key=lambda i: at[i])
-    if len(done) > 1:
-        x = tuple(float(study.trials[i].params[name]) for i in done)
-        y = tuple(study.value(study.trials[i].score) for i in done)
-        yield Curve(
-            f"{study.metric} along {name}",
-            "tune",
-            name,
-            study.metric,
-            (Line("trials", x, y),),
-            log_x="log" in study.parameters[j].distribution and min(x) > 0,
-        )
+    known = sorted(np.flatnonzero(np.isfinite(at)), key=lambda i: at[i])
+    if len(known) < 2:
+        return
+    x = tuple(float(study.trials[i].params[name]) for i in known)
+    y = tuple(study.value(study.trials[i].score) for i in known)
+    failed = sum(not np.isfinite(value) for value in y)
+    best_of = tuple(np.nan if line[-1] is None else float(line[-1]) for line in lines)
+    yield Curve(
+        f"{study.metric} along {name}",
+        "tune",
+        name,
+        study.metric,
+        (Line("trials", x, y, dots=True), Line("best of each fifth", tuple(middles), best_of)),
+        caption=f"\u00d7 marks {failed} infeasible trials" if failed else "",
+        log_x="log" in study.parameters[j].distribution and min(x) > 0,
+    )
 
 
 def _yield(study: Study) -> Curve:
@@ -115,6 +120,11 @@ def _yield(study: Study) -> Curve:
         (Line("expected best", tuple(float(k) for k in draws), best),),
         log_x=True,
     )
+
+
+def _short(value: Any) -> str:
+    cell = _cell(value)
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
 def _cell(value: Any) -> Cell:

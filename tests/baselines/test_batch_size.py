@@ -12,6 +12,7 @@ import torch
 from transformers import Trainer
 
 import hf_recipe
+from hf_recipe.baselines.batch_search import find_batch_size
 from hf_recipe.baselines.batch_size import BATCH_SIZE_SMALL as CHECK
 from hf_recipe.baselines.batch_size import BatchSize
 from hf_recipe.instruments import fitting
@@ -23,9 +24,10 @@ from hf_recipe.instruments.fitting import (
     split_batch,
 )
 from hf_recipe.instruments.memory import TensorBytes, free_bytes
+from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.row_lengths import longest_rows
 from hf_recipe.trainer.preflight import subject_of_trainer
-from tests.models import arguments, batchnorm, bert, points, words
+from tests.models import BatchNormMLP, NormConfig, arguments, batchnorm, bert, points, words
 
 # ---------------------------------------------------------------- the search
 
@@ -239,6 +241,55 @@ def test_the_counted_bytes_grow_with_the_rows_and_the_bound_is_exact(tmp_path: P
     with pytest.raises(ValueError, match="got 0"):
         recipe.find_batch_size(memory=0)
     recipe.detach()
+
+
+class Bounded(BatchNormMLP):
+    """Refuses more than `room` rows, as an accelerator does; a pass takes known seconds."""
+
+    room, fixed, now = 37, 0.0, 0.0
+
+    def forward(self, features=None, labels=None):
+        if len(features) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        Bounded.now += self.fixed + 0.01 * len(features)
+        return super().forward(features, labels)
+
+
+def bounded(tmp_path: Path, **changes: Any) -> Trainer:
+    torch.manual_seed(0)
+    model = Bounded(NormConfig(num_labels=4))
+    for name, value in changes.items():
+        setattr(model, name, value)
+    args = arguments(tmp_path, gradient_accumulation_steps=4)
+    return Trainer(model=model, args=args, train_dataset=points(256))
+
+
+@pytest.mark.parametrize("room", [2, 37, 129])
+def test_an_allocator_with_a_known_limit_gives_exactly_that_limit(room, tmp_path: Path) -> None:
+    trainer = bounded(tmp_path, room=room)
+    before = state(trainer)
+    recipe = hf_recipe.attach(trainer, select=["batch-size-small"])
+    found = recipe.find_batch_size(memory=2**40, seconds=0.5, noise=False)
+    assert (found.largest, found.bounded) == (room, False)
+    rows, times = found.advised
+    assert rows * times == 32  # what a step learns from is kept
+    assert rows <= room
+    assert state(trainer) == before
+    recipe.detach()
+
+
+@pytest.mark.parametrize("fixed", [0.0, 0.4])
+def test_the_measured_knee_is_that_of_brute_force(fixed, tmp_path: Path) -> None:
+    subject = subject_of_trainer(bounded(tmp_path, room=200, fixed=fixed), fresh=True)
+    subject.trainer.create_optimizer()
+    subject.optimizer = subject.trainer.optimizer
+    with quiet(subject.model, trainer=subject.trainer):
+        found, _ = find_batch_size(
+            subject, memory=2**40, seconds=1e6, noise=False, clock=lambda: Bounded.now
+        )
+    rates = {n: n / (fixed + 0.01 * n) for n in range(1, found.largest + 1)}
+    brute = next(n for n, rate in rates.items() if rate >= 0.95 * max(rates.values()))
+    assert 0.5 <= found.knee / max(brute, 2) <= 2  # BatchNorm has no batch of one
 
 
 def test_a_stream_is_skipped_with_the_reason(tmp_path: Path) -> None:

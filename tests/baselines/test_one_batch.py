@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
+import hf_recipe
 from hf_recipe.baselines.one_batch import (
     OneBatch,
     judge_one_batch,
@@ -15,6 +16,8 @@ from hf_recipe.baselines.one_batch import (
 )
 from hf_recipe.instruments.batches import Rows
 from hf_recipe.instruments.subject import Subject
+from tests.models import arguments, words
+from tests.models import bert as tiny_bert
 
 HEALTHY = {
     "rows": 8,
@@ -173,3 +176,12 @@ def test_a_frozen_model_is_named(tmp_path):
     model = bert().requires_grad_(False)
     (fault,) = judge_one_batch(overfit_one_batch(subject(model, tmp_path)))
     assert "no parameter trains" in fault.message
+
+
+def test_parameters_held_elsewhere_are_skipped_with_the_reason(tmp_path):
+    trainer = Trainer(model=tiny_bert(), args=arguments(tmp_path), train_dataset=words(32))
+    recipe = hf_recipe.attach(trainer)
+    trainer.model.classifier.weight.ds_id = 1
+    assert recipe.overfit_one_batch() is None
+    assert "held elsewhere" in recipe.report.skipped["one-batch-not-overfit"]
+    recipe.detach()

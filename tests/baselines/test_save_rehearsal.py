@@ -1,6 +1,7 @@
 import random
 
 import pytest
+import torch
 from torch import nn
 from transformers import BertForSequenceClassification, Trainer
 
@@ -8,12 +9,14 @@ from hf_recipe.baselines.save_rehearsal import (
     SAVE_FAILS,
     CheckpointRehearsal,
     _nearest_folder,
+    obstacles_of,
     rehearse_saving,
 )
 from hf_recipe.core.check import Skip
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.trainer.preflight import subject_of_trainer
-from tests.models import arguments, bert, llama, progressions, words
+from tests.gallery.harness import run
+from tests.models import arguments, bert, llama, points, progressions, words
 
 
 def room(**changes):
@@ -26,6 +29,12 @@ def room(**changes):
     ("given", "severity", "subject"),
     [
         (room(failed_in="write", error="RuntimeError"), "error", "write"),
+        (
+            room(failed_in="write", error="ValueError", obstacles=("a is not contiguous",)),
+            "error",
+            "write",
+        ),
+        (room(saves=False, obstacles=("a shares its memory with b",)), "note", "write"),
         (room(failed_in="read", error="SafetensorError"), "error", "read"),
         (room(failed_in="load", error="TypeError"), "warning", "load"),
         (room(lost=("head.weight",)), None, "read"),
@@ -116,3 +125,54 @@ def test_a_model_that_forgets_gives_other_outputs(tmp_path):
 def test_a_run_that_saves_nothing_is_skipped(tmp_path):
     with pytest.raises(Skip, match="saves nothing"):
         rehearsed(tmp_path, llama(), progressions(64), save_strategy="no")
+
+
+class Turned(nn.Module):
+    """A linear model with a buffer that is a view turned round, or a value that is no tensor."""
+
+    def __init__(self, turned=False, function=False):
+        super().__init__()
+        self.out = nn.Linear(8, 4)
+        places = torch.arange(12.0).reshape(3, 4).t()
+        self.register_buffer("places", places if turned else places.contiguous())
+        if function:
+            self.register_state_dict_post_hook(lambda m, state, p, d: state.update(thing=print))
+
+    def forward(self, features, labels=None):
+        logits = self.out(features) + self.places.sum() * 0
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize(
+    ("model", "word"),
+    [
+        (lambda: Turned(), ""),
+        (lambda: Turned(turned=True), "places is not contiguous"),
+        (lambda: Turned(function=True), "thing is no tensor"),
+    ],
+)
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_state_that_no_file_holds_is_named_beforehand(model, word, saves, tmp_path):
+    changes = {"save_strategy": "steps", "save_steps": 2} if saves else {}
+    trainer = Trainer(
+        model=model(), args=arguments(tmp_path, max_steps=2, **changes), train_dataset=points(32)
+    )
+    report = run(trainer, train=False, select=["save-fails"])
+    told = [(f.severity, f.message) for f in report.findings]
+    assert len(told) == bool(word)
+    if word:
+        assert told[0][0] == ("error" if saves else "note")
+        assert word in told[0][1]
+        with pytest.raises((ValueError, RuntimeError)):
+            trainer.save_model(str(tmp_path / "end"))
+    else:
+        trainer.save_model(str(tmp_path / "end"))
+
+
+def test_tensors_that_share_memory_are_named():
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    assert obstacles_of(nn.Sequential(first, second)) == (
+        "1.weight shares its memory with 0.weight",
+    )
+    assert obstacles_of(llama(tie_word_embeddings=True)) == ()

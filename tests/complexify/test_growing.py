@@ -144,6 +144,76 @@ def test_a_real_race_names_the_edge():
     assert list(UNSTABLE_ABOVE_BEST_RATE.judge(RateRace(laps[:2], (), np.log(61)))) == []
 
 
+class Small(torch.nn.Module):
+    """Eight numbers, one hidden layer, four classes."""
+
+    def __init__(self):
+        super().__init__()
+        linear = torch.nn.Linear
+        self.net = torch.nn.Sequential(linear(8, 32), torch.nn.ReLU(), linear(32, 4))
+
+    def forward(self, features=None, labels=None):
+        logits = self.net(features)
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def ragged(times):
+    """Rows under a rule; three in a hundred are so many times as large as the rest."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(512, 8, generator=generator)
+    labels = (x[:, 0] * x[:, 1] > 0).long() * 2 + (x[:, 2] + x[:, 3] * x[:, 4] > 0).long()
+    x[torch.rand(512, generator=generator) < 0.03] *= times
+    return [{"features": f, "labels": y} for f, y in zip(x, labels, strict=True)]
+
+
+def sgd_lap(rows, rate, *, clip=0.0, warmup=0, change=""):
+    """(a short run at a constant rate, the 90th percentile of its gradient's norms)."""
+    torch.manual_seed(0)
+    trainer = Trainer(
+        model=Small(),
+        args=arguments(
+            "unused",
+            max_steps=200,
+            per_device_train_batch_size=16,
+            per_device_eval_batch_size=512,
+            learning_rate=rate,
+            optim="sgd",
+            lr_scheduler_type="constant_with_warmup" if warmup else "constant",
+            warmup_steps=warmup,
+            max_grad_norm=clip,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+        ),
+        train_dataset=rows,
+        eval_dataset=rows,
+    )
+    trainer.train()
+    norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+    loss = trainer.evaluate()["eval_loss"]
+    return Lap(rate, (loss,), 0.02, change), float(np.nanquantile(norms, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("times", "rates", "opens"), [(20, (0.1, 0.3), True), (1, (1.0, 30.0), False)]
+)
+def test_clipping_opens_a_rate_where_rare_rows_blow_it_up_and_nothing_opens_one_that_is_too_high(
+    times, rates, opens
+):
+    rows = ragged(times)
+    (good, norm), (lost, _) = (sgd_lap(rows, rate) for rate in rates)
+    steps = round(max(warm_ups(200)) * 200)
+    remedies = (
+        sgd_lap(rows, rates[1], warmup=steps, change="a warm-up")[0],
+        sgd_lap(rows, rates[1], clip=norm, change="clipping")[0],
+    )
+    found = RateRace((good, lost), remedies, blind=np.log(4))
+    assert [lap.rate for lap in blown_up(found)] == [rates[1]]
+    (fault,) = UNSTABLE_ABOVE_BEST_RATE.judge(found)
+    assert fault.evidence["opened"] is opens
+    assert ("with clipping" in fault.fix) is opens
+    assert list(UNSTABLE_ABOVE_BEST_RATE.judge(RateRace((good,), (), np.log(4)))) == []
+
+
 # -------------------------------------------------------------------- growth
 
 

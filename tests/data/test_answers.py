@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from hf_recipe.catalogue import PROBES
+from hf_recipe.core.check import Skip
 from hf_recipe.data import cheap, context, downsample, drift, shortcuts, target_leak, variation
 from hf_recipe.data.giveaway_tokens import Giveaway, named_after
+from hf_recipe.data.remembered import recalling
 from hf_recipe.data.words import tokenise
-from hf_recipe.trainer.preflight import _missing
 from tests.data import planted, worlds
 from tests.data.asking import alarms, answer, ask, found, measured
 
@@ -410,7 +411,8 @@ def test_attach_does_not_pay_for_it():
     costly = [p for p in PROBES.values() if set(p.measures) & kinds]
     assert len(costly) == 6
     for probe in costly:
-        assert "inspect_dataset" in str(_missing(probe, worlds_subject()))
+        with pytest.raises(Skip, match="inspect_dataset"):
+            recalling(probe).take(worlds_subject())
 
 
 def worlds_subject():

@@ -16,6 +16,7 @@ from hf_recipe.data.resplit import assign, group_split
 from hf_recipe.data.source import read_source
 from hf_recipe.inspection import inspect_dataset
 from hf_recipe.instruments.batches import Rows
+from tests.data import planted
 
 BASE = {"columns": ("text",), "how": "word pairs", "rows": 1000, "compared": 1000,
         "threshold": 0.55}  # fmt: skip
@@ -247,3 +248,16 @@ def test_a_group_column_and_bad_arguments():
     with pytest.raises(TypeError, match="got list"):
         group_split([1, 2])
     assert len(band_keys([pa.array(["a b"])])[0]) == 1
+
+
+def test_likeness_by_nature_is_told_from_copies():
+    data = planted.halves(planted.digits(10))  # three pairs that happen to be alike
+    found = near_copies(side(data["validation"]), side(data["train"]))
+    assert found.in_train
+    assert [f.severity for f in near_leak(found)] == ["note"]
+    originals = [np.asarray(image) for image in data["train"].select(range(40))["image"]]
+    dimmed = [Image.fromarray((pixels * 0.9).astype(np.uint8)) for pixels in originals]
+    copied = pictures([*data["validation"]["image"], *dimmed])
+    found = near_copies(side(copied), side(data["train"]))
+    assert found.in_train > 35
+    assert [f.severity for f in near_leak(found)] == ["warning"]

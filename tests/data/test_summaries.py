@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_recipe.core.exhibit import Curve, Table
-from hf_recipe.data import summaries
+from hf_recipe.data import sketches, summaries
 from hf_recipe.data.columns import summarise
 from hf_recipe.data.source import read_source
 from hf_recipe.data.summaries import Summary, word_starts
@@ -56,8 +56,9 @@ TEXTS = st.lists(st.one_of(st.none(), st.text(max_size=12)), max_size=40)
 def test_merging_is_associative_and_the_same_as_one_pass(limits, rows, cuts):
     kind = pa.string() if any(isinstance(v, str) for v in rows) else pa.float64()
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in zip(("ROWS", "VALUES", "EXTREMES"), limits, strict=True):
-            patch.setattr(summaries, name, value)
+        places = ((summaries, "ROWS"), (sketches, "VALUES"), (summaries, "EXTREMES"))
+        for (module, name), value in zip(places, limits, strict=True):
+            patch.setattr(module, name, value)
         one, two = sorted(min(cut, len(rows)) for cut in cuts)
         a = summary(rows[:one], 0, kind)
         b = summary(rows[one:two], one, kind)

@@ -179,10 +179,10 @@ def test_margins_are_kept_by_row_over_the_first_half():
     watch.arm(model)
     logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 0.0, 5.0]])
     for step, rows in ((1, (3, 1)), (2, (3, 1)), (3, (0, 2))):
+        watch.step_begins(step)
         watch.starts()
         model(logits)
         watch.add(torch.tensor([0, 1]), rows)
-        watch.step_ends(step)
     watch.flush()
     assert watch.scores().tolist()[1::2] == [-5.0, 1.0]
     assert np.isnan(watch.scores()[[0, 2]]).all()

@@ -13,6 +13,7 @@ from typing import Any
 
 import hf_recipe
 from hf_recipe.core.finding import Finding
+from hf_recipe.testing import examined
 
 Build = Callable[[Path, bool], Any]
 
@@ -46,14 +47,7 @@ class Case:
 
 def run(trainer: Any, *, train: bool = True, **settings: Any) -> hf_recipe.Report:
     """Attach, preflight, train if asked to, and return the report; nothing may have crashed."""
-    recipe = hf_recipe.attach(trainer, **settings)
-    recipe.preflight()
-    if train:
-        trainer.train()
-    report = recipe.report
-    recipe.detach()
-    assert report.crashed == {}, report.crashed
-    return report
+    return examined(trainer, train=train, **settings)
 
 
 def everything(report: hf_recipe.Report) -> list[Finding]:

@@ -36,6 +36,9 @@ def test_probabilities():
     assert list(probabilities_given(LogitsGiven(3))) == []
     (fault,) = probabilities_given(LogitsGiven(1, ("cross_entropy",), ("softmax",), 4))
     assert "a softmax's output" in fault.message
+    (fault,) = probabilities_given(LogitsGiven(1, ("nll_loss",), ("softmax",), 4))
+    assert "expects log-probabilities" in fault.message
+    assert "log_softmax" in fault.fix
 
 
 @pytest.mark.parametrize(
@@ -143,6 +146,20 @@ def binary(folder, faulty):
     return trainer_of(folder, Net(4, last, loss), points(64))
 
 
+def without_the_logarithm(loss):
+    def build(folder, faulty):
+        torch.manual_seed(0)
+        last = nn.Softmax(-1) if faulty else nn.LogSoftmax(-1)
+        return trainer_of(folder, Net(4, last, loss), points(64))
+
+    return build
+
+
+def divergence(logs, labels):
+    truth = nn.functional.one_hot(labels, 4).float() * 0.96 + 0.01
+    return nn.functional.kl_div(logs, truth, reduction="batchmean")
+
+
 def dropout_left_on(folder, faulty):
     torch.manual_seed(0)
     net = Net(4, nn.Identity(), nn.CrossEntropyLoss(), noise=faulty)
@@ -220,6 +237,8 @@ CASES = [
     Case("double-softmax", squashed(nn.Softmax(-1)), "error", train=False, name="softmax"),
     Case("double-softmax", squashed(nn.Sigmoid()), "error", train=False, name="sigmoid"),
     Case("double-softmax", binary, "error", train=False, name="binary"),
+    Case("double-softmax", without_the_logarithm(nn.NLLLoss()), "error", train=False, name="nll"),
+    Case("double-softmax", without_the_logarithm(divergence), "error", train=False, name="kl"),
     Case("eval-nondeterministic", dropout_left_on, "error", train=False, name="dropout"),
     Case("padded-loss-differs", summed, "warning", train=False, name="sum"),
     Case("padded-loss-differs", padding_counted, "warning", train=False, name="diluted"),

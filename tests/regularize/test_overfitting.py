@@ -122,3 +122,9 @@ def test_the_advice_says_what_this_run_has():
     assert told[1] == "augmentation is on: a stronger one"
     assert len(told) == 5
     assert advice({}, 3)[0] == "more data"
+
+
+def test_a_model_without_dropout_is_told():
+    run = Circumstances(rows=100, parameters=10, dropouts=0)
+    told = advice({Circumstances.kind(): run}, 5)
+    assert "dropout (this model has none)" in told

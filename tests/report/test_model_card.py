@@ -1,3 +1,4 @@
+from hf_recipe.core.exhibit import Table
 from hf_recipe.core.finding import Finding
 from hf_recipe.core.report import Report
 from hf_recipe.report.model_card import END, START, render_markdown, write_model_card
@@ -26,6 +27,19 @@ def test_every_row_of_a_table_has_as_many_cells_as_its_head():
     assert {line.replace("\\|", "").count("|") for line in lines} == {6}
     assert "<script" not in render_markdown(report)
     assert "\\[e\\](f) \\*g\\*" in render_markdown(report)
+
+
+def test_the_last_stages_tables_are_folded_away():
+    private = Table("Rows", "tune", ("row",), (("a secret",),), private=True)
+    early = Table("Columns", "data", ("column",), (("pixels",),))
+    late = Table(
+        "Fidelity", "tune", ("what", "value"), (("a|b", 0.12345), ("c", None)), "of 9 rows"
+    )
+    card = render_markdown(Report(exhibits=[early, late, private]))
+    assert "**Fidelity**\n\n| what | value |\n| --- | --- |\n| a\\|b | 0.1235 |\n| c |  |" in card
+    assert "of 9 rows" in card
+    assert "secret" not in card
+    assert "pixels" not in card
 
 
 def test_no_row_of_the_data_is_in_it():

@@ -1,5 +1,6 @@
 import base64
 import json
+import math
 import os
 import re
 from dataclasses import replace
@@ -13,6 +14,8 @@ from hf_recipe.core.finding import Finding
 from hf_recipe.core.report import GATES, Gate, Report, Stored
 from hf_recipe.report.markup import text
 from hf_recipe.report.page import render_page, verdict
+from hf_recipe.tune.analysis import analyse
+from hf_recipe.tune.space import quasi_random
 from tests.report.samples import findings, png, rich_report
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
@@ -231,6 +234,30 @@ def test_the_page_in_a_browser(browser, tmp_path, width):
     assert browser.execute_script("return document.querySelectorAll('svg.plot').length") == 3
     red = browser.find_element("css selector", ".verdict").value_of_css_property("color")
     assert red == "rgba(179, 38, 30, 1)"  # the style sheet passes the policy
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_studys_page_in_a_browser(browser, tmp_path, width):
+    """Every finite trial is a point along each parameter, every other one a cross."""
+    space = {"learning_rate": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-2}}
+    space |= {"dropout": {"values": [0.0, 0.1, 0.2]}}
+    trials = []
+    for i, point in enumerate(quasi_random(space, 16, 0)):
+        value = math.nan if i % 8 == 5 else (math.log10(point["learning_rate"]) + 3) ** 2
+        curve = [value + 0.8**k for k in range(9)]
+        trials.append({"params": point, "value": value, "curve": curve})
+    analyse(trials, space, "eval/loss", False).to_html(tmp_path / "study.html")
+    scroll, client, _ = opened(browser, tmp_path / "study.html", width)
+    assert scroll <= client
+    assert browser.get_log("browser") == []
+    count = "return [...document.querySelectorAll('figure')].map(f => [f.querySelector('h4')"
+    count += ".textContent, ...['circle.c0', 'polyline.c0', 'text.lost'].map("
+    count += "kind => f.querySelectorAll(kind).length)])"
+    drawn = {title: numbers for title, *numbers in browser.execute_script(count)}
+    for name in space:
+        assert drawn[f"eval/loss along {name}"] == [14, 0, 2]
+    assert drawn["Training curves of the best trials"][1] == 1
 
 
 @pytest.mark.browser

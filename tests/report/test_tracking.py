@@ -132,7 +132,8 @@ sink = TrackingSink(log_samples=sys.argv[2] == "yes")
 run = wandb.init(project="p", mode="offline")
 run.log({"train/loss": 1.0, "train/global_step": 1})
 sink.update(report, 1)
-sink.close(report, 2)
+sink.follow({"predictions/row 3": 0.5, "lost": float("nan")}, 2)
+sink.close(report, 2, tables=("rows",))
 run.finish()
 """
 
@@ -165,6 +166,10 @@ def test_what_an_offline_run_holds_and_that_no_row_is_in_it(tmp_path):
     assert [int(item["train/global_step"]) for item in ours] == [1]
     assert int(ours[0]["recipe/errors"]) == 2
     assert int(ours[0]["recipe/loss-not-finite"]) == 2
+    (followed,) = [item for item in history if "recipe/predictions/row 3" in item]
+    assert float(followed["recipe/predictions/row 3"]) == 0.5
+    assert "recipe/lost" not in followed
+    assert not list(folder.rglob("media/table/recipe/rows*.table.json"))
     titles = [r["alert"]["title"] for r in records if r["type"] == "alert"]
     assert titles == ["error: loss-not-finite", "error: label-shortcut"]
 
@@ -184,5 +189,7 @@ def test_rows_leave_the_machine_with_consent(tmp_path):
     folder, _, sent = offline(tmp_path, "yes")
     (table,) = folder.rglob("media/table/recipe/findings*.table.json")
     assert CANARY in table.read_text()
+    (rows,) = folder.rglob("media/table/recipe/rows*.table.json")
+    assert CANARY in rows.read_text()
     assert b"987654321" in sent
     assert b"iVBORw0KGgo" in sent

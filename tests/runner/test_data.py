@@ -33,7 +33,7 @@ def table(rows=100):
 
 def test_digits_are_cut_by_class_and_always_the_same(tmp_path):
     data = load(options(tmp_path))
-    assert data.task == "image-classification"
+    assert data.task.name == "image-classification"
     assert sum(len(part) for part in data.splits.values()) == 1797
     shares = np.bincount(data.labels("test"), minlength=10) / len(data.labels("test"))
     assert shares.min() > 0.08
@@ -43,7 +43,11 @@ def test_digits_are_cut_by_class_and_always_the_same(tmp_path):
 
 def test_text_is_told_from_its_columns(tmp_path):
     data = load(options(tmp_path, train_file=csv(tmp_path, table())))
-    assert (data.task, data.kind, data.inputs) == ("sequence-classification", "text", ("review",))
+    assert (data.task.name, data.kind, data.inputs) == (
+        "sequence-classification",
+        "text",
+        ("review",),
+    )
     assert data.classes == ("neg", "pos")
     assert {part: len(rows) for part, rows in data.splits.items()} == {
         "train": 60,
@@ -55,7 +59,7 @@ def test_text_is_told_from_its_columns(tmp_path):
 def test_numbers_and_a_real_target_are_a_regression(tmp_path):
     lines = ["a,b,target"] + [f"{i},{i % 7},{i * 0.5 + 0.25}" for i in range(100)]
     data = load(options(tmp_path, train_file=csv(tmp_path, "\n".join(lines))))
-    assert (data.task, data.kind, data.inputs) == ("regression", "numbers", ("a", "b"))
+    assert (data.task.name, data.kind, data.inputs) == ("regression", "numbers", ("a", "b"))
     assert abs(float(data.labels("train").mean())) < 1e-5
     assert abs(float(data.labels("train").std()) - 1) < 1e-4
 
@@ -75,10 +79,10 @@ def test_equal_inputs_stay_on_one_side():
     rows = Dataset.from_dict(
         {"text": [f"row {i % 50}" for i in range(400)], "label": [i % 2 for i in range(400)]}
     )
-    first, second = cut(rows, ["text"], 0.25, seed=0, classes=("a", "b"))
+    first, second = cut(rows, ["text"], 0.25, seed=0, strata=rows["label"])
     assert not set(first["text"]) & set(second["text"])
     assert 80 <= len(second) <= 120
-    other = cut(rows, ["text"], 0.25, seed=1, classes=("a", "b"))[1]
+    other = cut(rows, ["text"], 0.25, seed=1, strata=rows["label"])[1]
     assert set(other["text"]) != set(second["text"])
 
 

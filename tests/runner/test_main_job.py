@@ -46,6 +46,12 @@ def test_usage_is_one_line_and_code_2(arguments, says, capsys, tmp_path):
     assert says in lines[0]
 
 
+def schedule_of(folder, key):
+    """The schedule of an experiment, as it was remembered."""
+    (path,) = folder.glob(f"outcomes/*/{key}.json")
+    return json.loads(path.read_text())["variant"]["settings"]["schedule"]
+
+
 @pytest.mark.slow
 def test_all_stages_then_again_without_training(tmp_path, capsys):
     arguments = [
@@ -69,14 +75,40 @@ def test_all_stages_then_again_without_training(tmp_path, capsys):
     ]
     assert (tmp_path / "report.html").stat().st_size > 1000
     assert (tmp_path / "MODEL_CARD.md").is_file()
-    assert (tmp_path / "model" / "model.safetensors").is_file()
-    assert (tmp_path / "student" / "model.safetensors").is_file()
+    for name in ("model", "student"):
+        assert (tmp_path / name / "model.safetensors").is_file()
+        card = (tmp_path / name / "README.md").read_text()
+        assert "**Fidelity of the student**" in card
+        assert "| agreement of top answers |" in card
+        assert "**Loss per class, teacher and student**" in card
+    shown = {exhibit.title for exhibit in report.exhibits}
+    assert {"Fidelity of the student", "The search", "Test, read once"} <= shown
+    asked = {answer.question: answer.answer for answer in report.answers}
+    assert "top answers agree" in asked["How much of the teacher has arrived?"]
+    assert "averaged" in asked["Do the best runs together beat the best one?"]
     with (tmp_path / "experiments.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["number"]) for row in rows] == list(range(1, len(rows) + 1))
     assert len({row["key"] for row in rows}) == len(rows)
+    shared = [row for row in rows if row["seconds"] == "0.00"]
+    assert 0 < len(shared) <= 4  # stopping and averaging are seen in other trainings
+    brief = [row for row in rows if json.loads(row["config"])["epochs"] == 0.5]
+    assert [row["change"] for row in brief] == ["trial 1", "trial 2"]
+    again = [row for row in rows if row["change"].endswith("at full length")]
+    assert again
+    assert not {row["seed"] for row in again} & {row["seed"] for row in brief}
+    assert not [row for row in rows if row["change"] == "teacher"]  # nothing is trained twice
     runs = list((tmp_path / "wandb").glob("offline-run-*"))
-    assert len(runs) == len(rows)
+    assert len(runs) == len(rows) - len(shared)
+    schedules = {
+        (row["stage"], "warm-up" in row["change"]): schedule_of(tmp_path, row["key"])
+        for row in rows
+        if row["stage"] != "tune"
+    }
+    assert set(schedules) >= {("baselines", False), ("complexify", False), ("regularize", False)}
+    assert {s for (_, warmed), s in schedules.items() if not warmed} == {"constant"}
+    ladders = {e.title: e for e in report.exhibits if hasattr(e, "rungs")}
+    assert {"Growth", "Growing the input: length", "Decay, tuned last"} <= set(ladders)
 
     # one outcome is lost, as when the job is killed: it alone is trained again
     outcome = next(tmp_path.glob(f"outcomes/*/{rows[3]['key']}.json"))
@@ -114,7 +146,8 @@ def launched(launcher, processes, folder, *arguments):
     files = {p.name: json.loads(p.read_text())["outcome"] for p in folder.glob("outcomes/*/*")}
     assert files
     assert all(outcome["facts"]["processes"] == processes for outcome in files.values())
-    assert len(list((folder / "wandb").glob("offline-run-*"))) == len(files)
+    trained = [outcome for outcome in files.values() if outcome["cost"]]
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == len(trained)
     gates = Report.from_json(folder / "report.json").gates
     return files, {gate.stage: gate.verdict for gate in gates}
 

@@ -2,15 +2,32 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import Trainer
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+)
 
 import hf_recipe
 from hf_recipe.instruments.quiet import quiet
-from tests.models import arguments, batchnorm, bert, points, signature, words
+from tests.models import (
+    arguments,
+    batchnorm,
+    bert,
+    llama,
+    points,
+    progressions,
+    signature,
+    words,
+)
 from tests.processes import torchrun
 
 RUN = {
@@ -45,6 +62,74 @@ def test_a_watched_run_is_bit_identical(kind, tmp_path):
     assert recipe.report.crashed == {}
     assert len(recipe.recorder.curves["loss"].y) == 12
     assert signature(watched) == signature(bare)
+
+
+def checkpointed(folder: Path) -> Trainer:
+    model = llama(attention_dropout=0.1)
+    args = arguments(folder, **RUN, gradient_checkpointing=True)
+    return Trainer(
+        model=model,
+        args=args,
+        train_dataset=progressions(64),
+        eval_dataset=progressions(32, seed=2),
+    )
+
+
+def adapted(folder: Path) -> Trainer:
+    torch.manual_seed(0)
+    model = get_peft_model(llama(), LoraConfig(r=4, lora_dropout=0.1, task_type="CAUSAL_LM"))
+    data = progressions(64)
+    return Trainer(
+        model=model, args=arguments(folder, **RUN), train_dataset=data, eval_dataset=data
+    )
+
+
+def seq2seq(folder: Path) -> Trainer:
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
+                 decoder_start_token_id=0)
+    )  # fmt: skip
+    data = progressions(64)
+    args = Seq2SeqTrainingArguments(
+        **{**arguments(folder, **RUN).to_dict(), "predict_with_generate": True}
+    )
+    return Seq2SeqTrainer(model=model, args=args, train_dataset=data, eval_dataset=data)
+
+
+def ask_everything(recipe: Any) -> None:
+    """Every call that runs a model or trains one, before the run."""
+    recipe.preflight()
+    assert recipe.overfit_one_batch(max_steps=3) is not None
+    assert recipe.find_batch_size(seconds=0.2, noise=True) is not None
+    assert recipe.check_determinism(steps=1).equal
+    recipe.check_checkpoint()
+    recipe.compare_with_simple_models()
+    with recipe.without_augmentation():
+        pass
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda folder: _trainer(folder, "dropout"),
+        lambda folder: _trainer(folder, "batchnorm"),
+        checkpointed,
+        adapted,
+        seq2seq,
+    ],
+    ids=["dropout", "batchnorm", "checkpointing", "lora", "seq2seq"],
+)
+def test_every_call_leaves_the_run_bit_identical(build, tmp_path):
+    """Accumulation in all; the comparison can tell: see the test of a draw below."""
+    bare = build(tmp_path / "bare")
+    bare.train()
+    asked = build(tmp_path / "asked")
+    recipe = hf_recipe.attach(asked)
+    ask_everything(recipe)
+    asked.train()
+    assert recipe.report.crashed == {}
+    assert signature(asked) == signature(bare)
 
 
 def test_a_lone_callback_is_bit_identical_too(tmp_path):

@@ -18,6 +18,9 @@ if __name__ == "__main__":
         if watch == "watched":
             recipe = hf_recipe.attach(trainer)
             recipe.preflight()
+            assert recipe.overfit_one_batch(max_steps=5) is not None
+            assert recipe.find_batch_size(seconds=0.2, noise=False) is not None
+            assert recipe.check_determinism(steps=1).equal
         trainer.train()
         if recipe is not None:
             assert recipe.report.crashed == {}, recipe.report.crashed

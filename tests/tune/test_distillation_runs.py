@@ -26,6 +26,9 @@ def test_two_processes_take_the_step_of_one(tmp_path):
     for head in ("sequence", "token", "llama", "gpt2"):
         one, two = (torch.load(tmp_path / f"{head}-{n}.pt") for n in (1, 2))
         assert (one - two).abs().max() < 1e-5, head
+    for head in ("token", "llama", "gpt2"):  # the teacher's weights are split over two processes
+        sharded = torch.load(tmp_path / f"{head}-2-sharded.pt")
+        assert (sharded - torch.load(tmp_path / f"{head}-1.pt")).abs().max() < 1e-5, head
 
 
 class Perceptron(torch.nn.Module):

@@ -157,7 +157,7 @@ def test_killing_a_worker_loses_no_finished_trial(tmp_path, orphan):
         "made, said = worker(sys.argv[1], 5, '--seconds=0.8'); made.run()"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
-    began, deadline = tmp_path / "trial-0002" / "began", time.monotonic() + 60
+    began, deadline = tmp_path / "trial-0002" / "began", time.monotonic() + 240
     while not (began.exists() and began.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)

@@ -1,6 +1,7 @@
 import copy
 
 import pytest
+import tokenizers
 import torch
 import torch.nn.functional as F
 import transformers as tf
@@ -11,6 +12,7 @@ from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.batches import rows_of_trainer
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.subject import Subject, trainer_loss
+from hf_recipe.runner.models import SimpleConfig, SimpleModel
 from hf_recipe.tune import teacher_gain, teacher_weight, teachers
 from hf_recipe.tune.distillation import DistillationTrainer
 from hf_recipe.tune.ensemble import Ensemble
@@ -255,6 +257,31 @@ def test_other_labels_are_found(tmp_path):
         assert ("teacher-mismatch" in examined(trainer)[0]) is fires
 
 
+def test_a_vocabulary_of_the_same_size_in_another_order_is_found(tmp_path):
+    words = ["[UNK]", "a", "b", "c"]
+
+    def tokenizer(order):
+        model = tokenizers.models.WordLevel({w: i for i, w in enumerate(order)}, unk_token="[UNK]")
+        return tf.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(model))
+
+    student, teacher, rows = pair("sequence")
+    for order, at in ((words, None), (["[UNK]", "a", "c", "b"], 2)):
+        trainer = DistillationTrainer(
+            student,
+            arguments(tmp_path),
+            train_dataset=rows,
+            teacher=copy.deepcopy(teacher),
+            processing_class=tokenizer(words),
+            teacher_processing_class=tokenizer(order),
+            data_collator=tf.default_data_collator,
+        )
+        found, report = examined(trainer)
+        assert ("teacher-mismatch" in found) is (at is not None)
+        if at is not None:
+            (finding,) = (f for f in report.flat if f.check == "teacher-mismatch")
+            assert finding.evidence["first"] == at
+
+
 def test_a_run_without_a_teacher_is_skipped(tmp_path):
     student, _, rows = pair("sequence")
     found, report = examined(Trainer(student, arguments(tmp_path), train_dataset=rows))
@@ -338,3 +365,23 @@ def test_an_ensemble_averages_probabilities_and_teaches(tmp_path):
         Ensemble([])
     with pytest.raises(ValueError, match="2 members need as many weights"):
         Ensemble(members[:2], [1.0])
+
+
+def test_a_trainer_keeps_the_columns_that_members_take(tmp_path):
+    torch.manual_seed(0)
+    members = [SimpleModel(SimpleConfig("image", 16, num_labels=3)) for _ in range(2)]
+    ensemble = copy.deepcopy(Ensemble(members))
+    draw = torch.Generator().manual_seed(0)
+    rows = [
+        {"pixel_values": torch.randn(1, 4, 4, generator=draw), "labels": i % 3, "row": i}
+        for i in range(6)
+    ]
+    seen = Trainer(ensemble, arguments(tmp_path, remove_unused_columns=True)).predict(Rows(rows))
+    assert seen.label_ids.tolist() == [0, 1, 2, 0, 1, 2]
+    pixels = torch.stack([row["pixel_values"] for row in rows])
+    with torch.no_grad():
+        mean = sum(m(pixel_values=pixels).logits.softmax(-1) for m in ensemble.members) / 2
+    torch.testing.assert_close(torch.tensor(seen.predictions).softmax(-1), mean)
+    ensemble.members[0].classifier.weight.data.mul_(3)  # a copy answers by its own members
+    again = Trainer(ensemble, arguments(tmp_path)).predict(Rows(rows))
+    assert abs(again.predictions - seen.predictions).max() > 1e-3

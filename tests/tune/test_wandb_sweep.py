@@ -72,7 +72,7 @@ class Client:
         )
 
     def sweep(self, path):
-        said = self.start("sweep", str(path)).communicate(timeout=60)[0]
+        said = self.start("sweep", str(path)).communicate(timeout=240)[0]
         (name,) = self.backend.sweeps
         assert name in said, said
         return f"someone/sweeps/{name}", said
@@ -80,7 +80,7 @@ class Client:
 
 def finish(*processes):
     try:
-        said = [process.communicate(timeout=240)[0] for process in processes]
+        said = [process.communicate(timeout=480)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -1,0 +1,61 @@
+"""Entities in tagged words: found, right, F1 (Tjong Kim Sang and De Meulder 2003, CoNLL).
+
+An entity counts where its first word, its last word and its kind are all right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import evaluate
+
+TAGS = datasets.List(datasets.Value("string"))
+
+
+def is_bio(names: Sequence[str]) -> bool:
+    """Whether tags are "O", "B-..." and "I-...", so that words make entities."""
+    return "O" in names and all(n == "O" or n.startswith(("B-", "I-")) for n in names)
+
+
+def spans(tags: Sequence[str]) -> set[tuple[int, int, str]]:
+    """(first word, last word, kind) of each entity; an I- that continues none begins one."""
+    found: set[tuple[int, int, str]] = set()
+    begin, kind = 0, ""
+    for place, tag in enumerate([*tags, "O"]):
+        own = tag[2:] if tag != "O" else ""
+        if kind and not (tag.startswith("I-") and own == kind):
+            found.add((begin, place - 1, kind))
+            kind = ""
+        if own and not kind:
+            begin, kind = place, own
+    return found
+
+
+class EntityF1(evaluate.Metric):  # type: ignore[misc]
+    """Precision, recall and F1 over the entities of all rows, in 0..1."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="F1 over entities.",
+            citation="",
+            inputs_description="predictions, references: a list of tags for each row",
+            features=datasets.Features({"predictions": TAGS, "references": TAGS}),
+        )
+
+    def of(self, predictions: Any, references: Any) -> dict[str, float]:
+        """What `compute` gives, without an Arrow file between."""
+        measured: dict[str, float] = self._compute(predictions, references)
+        return measured
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        seen = true = right = 0
+        for row, labels in zip(predictions, references, strict=True):
+            made, wanted = spans(row), spans(labels)
+            seen, true, right = seen + len(made), true + len(wanted), right + len(made & wanted)
+        return {
+            "precision": right / seen if seen else 0.0,
+            "recall": right / true if true else 0.0,
+            "f1": 2 * right / (seen + true) if seen + true else 0.0,
+        }

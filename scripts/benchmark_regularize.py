@@ -1,0 +1,209 @@
+"""Does the ladder of regularizers keep what helps, and nothing else?
+
+    python scripts/benchmark.py regularize                 # all of it, some minutes
+    python scripts/benchmark.py regularize --part nulls    # or digits
+
+- nulls: ladders whose rungs change nothing but the draw of random numbers, each training a real
+  one, judged by the stage's own code with two seeds: how many keep anything.
+- digits: digits with 300 training rows: the stage's result against its start, over five seeds that
+  had no part in choosing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from hf_recipe.instruments.compare import Outcome, paired_gain  # noqa: E402
+from hf_recipe.runner import regularize_stage  # noqa: E402
+from hf_recipe.runner.journey import Journey  # noqa: E402
+from hf_recipe.runner.setup import Setup  # noqa: E402
+from scripts.figures import OUT, Figures  # noqa: E402
+
+TRIED = ("augmentation", "simulated", "smaller-batch", "dropout", "weight-decay", "label-smoothing")
+SEEDS, ROWS, HELD = 2, 300, 360
+
+
+# ---------------------------------------------------------------------------- nulls
+
+
+def train_many(count: int, seed: int, *, jitter: float = 0.0) -> np.ndarray[Any, Any]:
+    """Held-out losses (networks, rows) of small networks on digits, trained side by side.
+
+    They share the rows and differ in their initial weights and in the order of rows.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(x))
+    inputs, labels = torch.tensor((x - 8) / 5, dtype=torch.float32), torch.tensor(y)
+    train, held = order[:ROWS], order[-HELD:]
+    width, steps, rate = 48, 250, 3e-3
+    weights = [
+        torch.randn(count, 64, width, generator=draw) / 8,
+        torch.zeros(count, 1, width),
+        torch.randn(count, width, 10, generator=draw) / width**0.5,
+        torch.zeros(count, 1, 10),
+    ]
+    for weight in weights:
+        weight.requires_grad_()
+
+    def logits(rows: torch.Tensor) -> torch.Tensor:
+        hidden = torch.nn.functional.gelu(rows @ weights[0] + weights[1])
+        return hidden @ weights[2] + weights[3]
+
+    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
+        rows = torch.tensor(train)[torch.randint(0, ROWS, (count, 32), generator=draw)]
+        batch = inputs[rows]
+        batch = batch + jitter * torch.randn(batch.shape, generator=draw)
+        loss = torch.nn.functional.cross_entropy(
+            logits(batch).reshape(-1, 10), labels[rows].reshape(-1)
+        )
+        optimizer.zero_grad()
+        (loss * count).backward()
+        optimizer.step()
+    with torch.no_grad():
+        found = torch.nn.functional.cross_entropy(
+            logits(inputs[held]).reshape(-1, 10), labels[held].repeat(count), reduction="none"
+        )
+    return found.reshape(count, -1).double().numpy()
+
+
+class Rehearsal:
+    """A lab whose trainings were done beforehand: each new setup takes the next group of them."""
+
+    def __init__(self, trainings: Iterator[np.ndarray[Any, Any]], names: tuple[str, ...]) -> None:
+        self.trainings = trainings
+        self.known: dict[tuple[Setup, int], Outcome] = {}
+        self.seeds = tuple(range(SEEDS))
+        self.stage, self.metric_name, self.fields = "regularize", "accuracy", None
+        self.start = Setup("base", 1e-3, 10)
+        model = SimpleNamespace(model_name_or_path=None, config_name=None)
+        recipe = SimpleNamespace(regularizers=",".join(names))
+        self.options = SimpleNamespace(recipe=recipe, model=model)
+        self.feed = SimpleNamespace(changes=("any",), fixed="")
+        self.data = SimpleNamespace(
+            kind="numbers",
+            classes=("0", "1"),
+            inputs=(),
+            labels=lambda part: np.zeros(8, dtype=int),
+            task=SimpleNamespace(strata_of_rows=lambda feed, part: [0] * 8),
+        )
+        self.report = SimpleNamespace(exhibit=lambda ladder: None)
+        self.show = SimpleNamespace(say=lambda text: None)
+
+    def run(self, change: str, setup: Setup, seed: int, *, watch: bool = False) -> Outcome:
+        """The outcome of this setup and seed."""
+        if (setup, seed) not in self.known:
+            self.known[setup, seed] = Outcome(tuple(next(self.trainings)), 1.0, 0.9)
+        return self.known[setup, seed]
+
+
+def kept_of(trainings: np.ndarray[Any, Any], names: tuple[str, ...]) -> str:
+    """What one ladder over these trainings keeps; the start's come first."""
+    lab: Any = Rehearsal(iter(trainings), names)
+    journey = Journey(lab, lab.start)
+    regularize_stage.climb(journey, journey.outcomes("start", lab.start))
+    return regularize_stage.kept(lab.start, journey.setup)
+
+
+def nulls(figures: Figures, options: argparse.Namespace) -> None:
+    """Ladders whose rungs do nothing; and, beside them, rungs that do."""
+    each = SEEDS * (len(TRIED) + 1)
+    runs = train_many(options.trials * each, options.seed)
+    ladders = runs.reshape(options.trials, each, -1)
+    silent = [not kept_of(ladder, TRIED) for ladder in ladders]
+    figures.record(
+        f"null ladders that keep nothing, of {options.trials}",
+        float(np.mean(silent)),
+        least=0.95,
+        note=f"{len(TRIED)} rungs, {SEEDS} seeds, all trained anew",
+    )
+    draw, many = np.random.default_rng(options.seed), 1000
+    flat = ladders.reshape(-1, ladders.shape[-1])
+    again = [
+        not kept_of(flat[draw.choice(len(flat), each, replace=False)], TRIED) for _ in range(many)
+    ]
+    figures.record(f"the same, {many} ladders drawn from these", float(np.mean(again)), least=0.95)
+    for fall in (0.05, 0.1, 0.2, 0.3):
+        found = []
+        for _ in range(200):
+            group = flat[draw.choice(len(flat), 2 * SEEDS + 4, replace=False)]
+            group[SEEDS : 2 * SEEDS] *= 1 - fall
+            found.append("augment" in kept_of(group, ("augmentation", "dropout", "weight-decay")))
+        least = 0.8 if fall == 0.3 else None
+        figures.record(f"a fall of the loss by {fall:.0%} is kept", np.mean(found), least=least)
+
+
+# ---------------------------------------------------------------------------- digits
+
+
+def digits(figures: Figures, options: argparse.Namespace) -> None:
+    """The stage on digits with few training rows; then seeds that had no part in it."""
+    from hf_recipe.runner.data import load
+    from hf_recipe.runner.experiment import Lab
+    from hf_recipe.runner.options import parse
+    from hf_recipe.runner.show import Show
+
+    with tempfile.TemporaryDirectory() as name:
+        asked = parse(["--use_cpu", "true", "--report_to", "none", "--output_dir", name])
+        data = load(asked)
+        train = data.splits["train"]
+        data.splits = {**data.splits, "train": train.select(range(ROWS))}
+        lab = Lab(asked, data, Path(name), Show())
+        lab.stage = "regularize"
+        journey = Journey(lab, lab.start.change(model="large"))
+        start = journey.setup
+        regularize_stage.climb(journey, journey.outcomes("where the stage begins", start))
+        end, seeds = journey.setup, range(1000 + options.seed, 1005 + options.seed)
+        before = [lab.run("where the stage began", start, seed).row_losses for seed in seeds]
+        after = [lab.run("where it ended", end, seed).row_losses for seed in seeds]
+    gain = paired_gain(before, after)
+    loss = float(np.mean(before))
+    figures.record(
+        f"digits, {ROWS} training rows: fall of the validation loss",
+        gain.mean / loss,
+        interval=(gain.low / loss, gain.high / loss),
+        note=f"from {loss:.3f}, 5 seeds; kept: {regularize_stage.kept(start, end) or 'nothing'}",
+    )
+    figures.record("the same, lower end of its interval", gain.low / loss, least=0.001)
+
+
+PARTS = {"nulls": nulls, "digits": digits}
+
+
+def main() -> int:
+    """Run the chosen parts; 1 if a target is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=sorted(PARTS), help="default: all of them")
+    parser.add_argument("--trials", type=int, default=40, help="null ladders")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    command = "scripts/benchmark.py regularize"
+    figures = Figures(
+        command + (f" --part {options.part}" if options.part else ""),
+        "The ladder of regularizers",
+        options.seed,
+    )
+    for name in [options.part] if options.part else list(PARTS):
+        PARTS[name](figures, options)
+    return figures.finish(options.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""The ladder of regularizers: what is tried, what comes with a training, what is kept."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from transformers import BertConfig, ResNetConfig, SwinConfig
+
+from hf_recipe.instruments.compare import Outcome, ladder_level, paired_gain, residual_spread
+from hf_recipe.runner.beside import (
+    AVERAGED,
+    STOPPED,
+    crossfitted,
+    gains_beside,
+    outcome_beside,
+    shared_with,
+)
+from hf_recipe.runner.journey import Journey
+from hf_recipe.runner.options import UsageError, parse
+from hf_recipe.runner.regularizers import NAMES, USUAL, Try, chosen, proposal
+from hf_recipe.runner.setup import Setup
+from scripts.benchmark_regularize import Rehearsal, kept_of
+
+SETUP = Setup("base", 1e-3, 10)
+
+
+# ---------------------------------------------------------------- what is tried
+
+
+def test_names_come_in_the_recipes_order():
+    assert chosen("usual") == USUAL
+    assert chosen("all") == NAMES
+    assert chosen("averaging, augmentation") == ("augmentation", "averaging")
+    assert chosen("usual,label-smoothing")[-3] == "label-smoothing"
+    assert chosen("") == ()
+    with pytest.raises(ValueError, match="dropuot"):
+        chosen("dropuot")
+
+
+def test_a_mistyped_regularizer_is_one_line():
+    with pytest.raises(UsageError, match="--regularizers: unknown value 'dropuot'; did you mean"):
+        parse(["--regularizers", "dropuot"])
+
+
+def a_journey(**changes):
+    lab = Rehearsal(iter(()), ("dropout",))
+    journey = Journey(lab, lab.start.change(**changes))
+    return journey
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("dropout", {"dropout": 0.2}, "it is 0.2 already"),
+        ("weight-decay", {"weight_decay": 0.1}, "it is 0.1 already"),
+        ("smaller-model", {}, "began with"),
+        ("averaging", {"early_stopping": True}, "early stopping was kept"),
+        ("features", {}, "no model was looked at"),
+        ("stochastic-depth", {}, "drops no paths"),
+    ],
+)
+def test_what_cannot_change_anything_is_not_trained(name, changes, says):
+    assert says in proposal(name, a_journey(**changes))
+
+
+@pytest.mark.parametrize(
+    ("config", "dropout", "depth"),
+    [
+        (ResNetConfig(), False, False),
+        (BertConfig(), True, False),
+        (SwinConfig(drop_path_rate=0.0), True, True),
+    ],
+)
+def test_a_config_without_dropout_is_told(config, dropout, depth, monkeypatch, tmp_path):
+    config.save_pretrained(tmp_path)
+    journey = a_journey()
+    journey.lab.options.model.config_name = str(tmp_path)
+    assert isinstance(proposal("dropout", journey), Try) is dropout
+    assert isinstance(proposal("stochastic-depth", journey), Try) is depth
+    if not dropout:
+        assert proposal("dropout", journey) == "ResNetConfig has none"
+
+
+# ---------------------------------------------------------------- what comes with a training
+
+
+def test_stopping_and_averaging_share_the_plain_training():
+    assert shared_with(SETUP) is None
+    assert shared_with(SETUP.change(early_stopping=True)) == (STOPPED, SETUP)
+    assert shared_with(SETUP.change(average=True)) == (AVERAGED, SETUP)
+    assert shared_with(SETUP.change(average=True, early_stopping=True)) is None
+    assert shared_with(SETUP.change(average=True, keep=True)) is None
+
+
+def an_outcome(losses, **beside):
+    return Outcome(tuple(losses), 5.0, 0.9, {"steps": 60, "planned": 60, "beside": beside})
+
+
+def test_an_outcome_beside():
+    found = {"row_losses": [1.0, 2.0], "metric": 0.5, "steps": 20, "train_losses": [0.1]}
+    end = an_outcome([2.0, 3.0], stopped=found, averaged={})
+    stopped = outcome_beside(end, STOPPED)
+    assert stopped.row_losses == (1.0, 2.0)
+    assert (stopped.metric, stopped.cost, stopped.facts["steps"]) == (0.5, 0.0, 20)
+    same = outcome_beside(end, AVERAGED)
+    assert (same.row_losses, same.cost) == (end.row_losses, 0.0)
+    assert outcome_beside(an_outcome([1.0]), STOPPED) is None
+    (gains,) = gains_beside(STOPPED, [[end, end], [an_outcome([1.0, 1.0])]])
+    assert gains.tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_cross_fitting_does_not_reward_luck():
+    """Six evaluations that differ by noise alone: the best of them is no better."""
+    draw = np.random.default_rng(0)
+    naive, fair = [], []
+    for _ in range(300):
+        table = draw.normal(1, 0.5, (6, 100))
+        naive.append(table[0].mean() - table.mean(1).min())
+        fair.append(table[0].mean() - crossfitted(table).mean())
+    assert np.mean(naive) > 0.04
+    assert abs(np.mean(fair)) < 4 * np.std(fair) / 300**0.5
+    turned = draw.normal(0, 0.1, (3, 100)) + np.array([[2.0], [1.0], [3.0]])
+    assert crossfitted(turned).tolist() == turned[1].tolist()
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+def test_residual_spread_does_not_count_the_baselines_luck_twice():
+    """Five trainings of two seeds; their noise is 1 per seed, so a gain's variance is 2."""
+    draw = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        common = draw.normal(0, 3, (2, 1))  # a seed that is easy for all
+        group = [common + draw.normal(0, 1, (2, 1)) + np.zeros((2, 400)) for _ in range(5)]
+        variance, freedom = residual_spread(group)
+        found.append(variance * freedom / (freedom - 2))  # rows say 0 here, worth two of them
+    assert freedom == 6
+    assert np.mean(found) == pytest.approx(2.0, rel=0.1)
+    assert residual_spread([np.zeros((2, 3))]) is None
+    assert residual_spread([np.zeros((1, 3)), np.ones((1, 3))]) is None
+
+
+def test_a_longer_ladder_asks_for_more():
+    assert ladder_level(1) == ladder_level(2) == 0.95
+    assert ladder_level(10) == pytest.approx(0.99)
+
+
+def test_scatter_of_single_rows_is_counted_once():
+    """Rows whose losses scatter from seed to seed, but no row that a change favours."""
+    draw = np.random.default_rng(1)
+    kept = 0
+    for _ in range(400):
+        first, second = draw.normal(1, 1, (2, 3, 60))
+        kept += paired_gain(first.tolist(), second.tolist()).verdict is True
+    assert 2 <= kept <= 20
+
+
+def ladder_of(gain, draw, rungs=3, rows=200):
+    """Trainings whose first rung is better by `gain`; seeds scatter by 0.02."""
+    hard = draw.exponential(0.3, rows)
+    losses = hard + draw.normal(0, 0.02, (2 * (rungs + 1), 1)) + draw.normal(0, 0.1, (8, rows))
+    losses[2:4] -= gain
+    return losses
+
+
+def test_what_helps_is_kept_and_what_does_nothing_is_not():
+    draw = np.random.default_rng(0)
+    names = ("augmentation", "dropout", "weight-decay")
+    helped = [kept_of(ladder_of(0.15, draw), names) for _ in range(60)]
+    idle = [kept_of(ladder_of(0.0, draw), names) for _ in range(100)]
+    assert sum(kept == "augment" for kept in helped) >= 54
+    assert sum(kept != "" for kept in idle) <= 8
+
+
+def test_the_ladder_says_what_it_did_not_try():
+    lab = Rehearsal(iter(ladder_of(0.0, np.random.default_rng(2), rungs=3)), ("all",))
+    lab.options.recipe.regularizers = "dropout,features,weight-decay"
+    said, shown = [], []
+    lab.show = SimpleNamespace(say=said.append)
+    lab.report = SimpleNamespace(exhibit=shown.append)
+    from hf_recipe.runner import regularize_stage
+
+    journey = Journey(lab, lab.start)
+    regularize_stage.climb(journey, journey.outcomes("start", lab.start))
+    assert [rung.change for rung in shown[0].rungs] == ["start", "dropout 0.1", "weight decay 0.1"]
+    assert "features: no model was looked at" in shown[0].caption
+    assert "augmentation" in shown[0].caption.partition("Not asked for")[2]
+    assert sum("not tried" in line for line in said) == 1
