@@ -261,7 +261,9 @@ def frozen_by_accident(parts: TrainableParts) -> Iterator[Fault]:
 def _unmeant(stack: Stack) -> bool:
     if len(stack.frozen) == stack.blocks:
         return False  # the whole of it: a method
-    return stack.drawn or stack.trains_before
+    # So are the lowest blocks with everything before them; a bug freezes something in between.
+    lowest = stack.frozen == tuple(range(len(stack.frozen)))
+    return stack.trains_before or (stack.drawn and not lowest)
 
 
 PARTS = Probe("read what trains", "static", (TrainableParts,), measure_parts)

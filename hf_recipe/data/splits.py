@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
-from hf_recipe.core.finding import Fault
+from hf_recipe.core.finding import Fault, Severity
 from hf_recipe.data.hashing import Hashes, is_list, row_bits, table_hashes
 from hf_recipe.data.near import near_leak
 from hf_recipe.data.source import Roles, Source, roles_of, source_of
@@ -250,11 +250,11 @@ def split_leak(
         return
     share = leaked / overlap.rows
     expected = overlap.rich_expected + overlap.poor_expected
-    proven = (poor_leaks or rich_beyond) and share >= error_fraction
+    beyond_chance = poor_leaks or rich_beyond
     parts = [f"{leaked:,} of {overlap.rows:,} rows ({share:.1%}) stand in the training set too"]
     if overlap.relabelled:
         parts.append(f"{overlap.relabelled:,} of them under another label")
-    if not (poor_leaks or rich_beyond):
+    if not beyond_chance:
         parts.append(
             "as many as a random split of a training set that repeats itself would give"
             if expected >= 0.5
@@ -262,11 +262,11 @@ def split_leak(
         )
     if overlap.note:
         parts.append(overlap.note)
-    # Rows that recur in training as often are the data's nature: a small world, or old copies.
-    by_nature = not (poor_leaks or rich_beyond) and expected >= 0.5
+    # What a random split of such rows gives is the data's nature: repeats, and a stray twin or two.
+    loud: Severity = "error" if share >= error_fraction else "warning"
     yield Fault(
         message="; ".join(parts) + f" (compared: {', '.join(overlap.columns)})",
-        severity="error" if proven else "note" if by_nature else "warning",
+        severity=loud if beyond_chance else "note",
         evidence={
             "seen": f"{leaked:,} copies",
             "expected": "none" if expected < 0.5 else f"{expected:.0f} by repetition alone",

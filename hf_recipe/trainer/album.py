@@ -16,6 +16,7 @@ from hf_recipe.core.check import Skip
 from hf_recipe.core.config import Settings
 from hf_recipe.core.exhibit import Answer
 from hf_recipe.core.report import Report
+from hf_recipe.examiner import excused
 from hf_recipe.instruments.subject import Subject
 from hf_recipe.trainer import preflight
 
@@ -109,5 +110,6 @@ class Album:
         except Skip:
             setattr(self, name, None)
         except Exception as error:  # the border: an observer does no harm
-            self.report.crashed[f"album ({name})"] = f"{type(error).__name__}: {error}"
+            if not excused(error):
+                self.report.crashed[f"album ({name})"] = f"{type(error).__name__}: {error}"
             setattr(self, name, None)
