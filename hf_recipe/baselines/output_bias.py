@@ -37,6 +37,7 @@ from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.redraw import OutputLayer, Watch
 from hf_recipe.instruments.subject import Subject
 
+FEWEST = 32  # labels; one batch of a stream or of a loader of the user's own is often fewer
 PRIORLESS = ("choice", "span", "contrastive")  # outputs that mean something else in each row
 
 
@@ -78,7 +79,7 @@ def measure_prior_gap(subject: Subject) -> Iterator[PriorGap]:
     if head.task in PRIORLESS:
         raise Skip(f"the outputs of a {head.task} head have no frequencies of their own")
     seen = len(torch.unique(head.labels)) if head.problem_type == SOFTMAX else 1
-    if seen * 4 > len(head.labels):
+    if head.problem_type != REGRESSION and len(head.labels) < max(4 * seen, FEWEST):
         raise Skip(f"{len(head.labels)} labels say too little of the frequencies of {seen} classes")
     expected, error = expectation_of(subject, head)
     gap, standard_error = prior_gap(head)
@@ -214,11 +215,12 @@ def output_bias_unset(
         took = f", at most {max(gap.steps, 1):.0f} steps"
     if gap.has_bias is False:
         took += "; the head has no bias to set"
+    learnt = "mean target" if gap.problem_type == REGRESSION else "label frequencies"
     yield Fault(
-        f"the first {gap.gap:.3g} {unit} of the loss only teach the label frequencies{took}",
+        f"the first {gap.gap:.3g} {unit} of the loss only teach the {learnt}{took}",
         evidence={
-            "seen": f"{gap.gap:.3g} +- {gap.standard_error:.2g} {unit} between the labels' "
-            f"frequencies and the mean prediction ({gap.rows} rows)",
+            "seen": f"{gap.gap:.3g} +- {gap.standard_error:.2g} {unit} between the {learnt} "
+            f"and the mean prediction ({gap.rows} rows)",
             "expected": f"under {smallest:.2g} {unit}",
             "gap": gap.gap,
             "standard_error": gap.standard_error,
