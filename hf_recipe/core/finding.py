@@ -79,10 +79,15 @@ class Finding:
         return (self.check, self.subject, self.split)
 
     def again(self, later: Finding) -> Finding:
-        """This finding, seen once more: the newest numbers, the first step, one more count."""
+        """This finding, seen once more: the newest numbers, the first step, one more count.
+
+        What was read before step 1 names the cause (a tensor that the optimizer does not hold),
+        and is not replaced by what it comes to in the run (a tensor that does not move).
+        """
         worst = min(self.severity, later.severity, key=SEVERITIES.index)
+        foreseen = self.step is None and later.step is not None and worst == self.severity
         return replace(
-            later,
+            self if foreseen else later,
             severity=worst,
             step=self.step,
             last_step=later.step if later.step is not None else self.last_step,
