@@ -1,16 +1,19 @@
 """Does the same row come out the same twice?
 
 The recipe leaves augmentation off until the model overfits. Whatever draws at random on the way
-from row to batch shows when the same rows are read and collated twice.
+from row to batch shows when the same rows are read and collated twice; where workers read them, as
+a worker would too, since a data set may vary its rows there alone. No worker is started.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.utils.data._utils import worker as torch_worker
 
 from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
@@ -18,6 +21,7 @@ from hf_recipe.instruments.batches import Batch, Rows, stream_reason
 from hf_recipe.instruments.subject import Subject
 
 ROWS = 4
+BASELINE = "baselines_stage"  # key of a subject's cache, set where augmentation is meant to be off
 IMAGES = ("pixel_values", "image", "images", "pixels")
 
 
@@ -32,6 +36,8 @@ class Redrawn(Measurement):
         masking: whether the difference is that of masked-token training: labels at the few
             positions that were masked.
         training: whether they are training rows.
+        in_workers: whether they differ only where a worker reads them.
+        baseline: whether augmentation is meant to be off: at the main job's baselines.
     """
 
     split: str
@@ -39,6 +45,8 @@ class Redrawn(Measurement):
     differing: tuple[str, ...]
     masking: bool
     training: bool
+    in_workers: bool = False
+    baseline: bool = False
 
 
 def measure_redrawn(subject: Subject) -> Iterator[Located]:
@@ -52,18 +60,43 @@ def measure_redrawn(subject: Subject) -> Iterator[Located]:
     ]
     if not readable:
         raise Skip("there are no rows that can be read ahead")
+    workers = int(getattr(subject.args, "dataloader_num_workers", 0) or 0)
     for rows in readable:
-        yield Located(_redraw(rows, rows is subject.train), rows.name)
+        drawn = _redraw(rows, rows is subject.train, workers)
+        yield Located(replace(drawn, baseline=BASELINE in subject.cache), rows.name)
 
 
-def _redraw(rows: Rows, training: bool) -> Redrawn:
+def _redraw(rows: Rows, training: bool, workers: int) -> Redrawn:
     chosen = rows.evenly_spaced(ROWS)
+    first, differing = _twice(rows, chosen)
+    in_workers = False
+    if workers and not differing:
+        with _as_worker(rows.read, workers):
+            first, differing = _twice(rows, chosen)
+        in_workers = bool(differing)
+    masking = bool(differing) and set(differing) <= {"input_ids", "labels"} and _masked(first)
+    return Redrawn(rows.name, len(chosen), differing, masking, training, in_workers)
+
+
+def _twice(rows: Rows, chosen: list[int]) -> tuple[Batch, tuple[str, ...]]:
     first, second = rows.batch(chosen), rows.batch(chosen)
     differing = tuple(
         name for name, value in first.inputs.items() if not _same(value, second.inputs.get(name))
     )
-    masking = bool(differing) and set(differing) <= {"input_ids", "labels"} and _masked(first)
-    return Redrawn(rows.name, len(chosen), differing, masking, training)
+    return first, differing
+
+
+@contextmanager
+def _as_worker(dataset: Any, workers: int) -> Iterator[None]:
+    """What is read inside believes itself in a worker (``torch.utils.data.get_worker_info()``)."""
+    kept = torch_worker._worker_info
+    torch_worker._worker_info = torch_worker.WorkerInfo(
+        id=0, num_workers=workers, seed=torch.initial_seed(), dataset=dataset
+    )
+    try:
+        yield
+    finally:
+        torch_worker._worker_info = kept
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -98,10 +131,12 @@ def augmentation_on(drawn: Redrawn) -> Iterator[Fault]:
     pictures = not drawn.training and any(name in IMAGES for name in drawn.differing)
     if pictures:
         message += ": evaluation goes through a random transform"
+    if drawn.in_workers:
+        message += ", where a worker reads them"
     yield Fault(
         message,
         subject=drawn.differing[0],
-        severity="warning" if pictures else None,
+        severity="warning" if pictures or (drawn.baseline and not drawn.masking) else None,
         evidence={"seen": f"{names} differ", "expected": "the same twice"},
     )
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from hf_recipe.baselines.augmentation import BASELINE, REDRAW
 from hf_recipe.baselines.dependency import row_dependence
 from hf_recipe.baselines.one_batch import OneBatch, overfit_one_batch
 from hf_recipe.core.check import Skip
@@ -41,6 +42,8 @@ def run(journey: Journey) -> Gate:
     _look_just_before_the_net(lab, subject)
     _first_loss(lab, subject)
     one_batch, text = _one_batch(lab, subject, examiner)
+    subject.cache[BASELINE] = True
+    examiner.examine(REDRAW, subject, guard=lambda: quiet(trainer.model, trainer=trainer))
     examiner.examine(row_dependence, subject, guard=lambda: quiet(trainer.model, trainer=trainer))
     lab.show.say(f"       two short runs from one seed agree: {same_twice(examiner, trainer)}")
     largest_batch(examiner, trainer)
