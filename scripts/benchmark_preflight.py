@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from scripts.figures import OUT, Figures  # noqa: E402
 
-SHOWN = 8  # probes of the table
+LEAST = 0.005  # passes; what rounds to 0.00 is left out of the table
 ROWS, BATCH = 256, 16
 
 
@@ -196,7 +196,7 @@ def measure(build: Callable[[], tuple[Any, Any]], options: argparse.Namespace) -
 
 
 def record(figures: Figures, name: str, found: dict[str, Any], limit: float) -> None:
-    """The whole against its limit, and what each of the dearest probes costs."""
+    """The whole against its limit, and what each probe costs, as a table."""
     figures.record(
         f"{name}: passes",
         found["passes"],
@@ -206,8 +206,9 @@ def record(figures: Figures, name: str, found: dict[str, Any], limit: float) -> 
     )
     left = found["skipped_for_cost"]
     figures.record(f"{name}: skipped for cost", len(left), most=0, note=", ".join(left))
-    for probe, cost in list(found["probes"].items())[:SHOWN]:
-        figures.record(f"{name}, {probe}", cost)
+    for probe, cost in found["probes"].items():
+        if cost >= LEAST:
+            figures.record(f"{name}, {probe}", cost, cell=(probe, name))
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -48,12 +49,14 @@ class Figures:
         least: float | None = None,
         interval: tuple[float, float] | None = None,
         note: str = "",
+        cell: tuple[str, str] | None = None,
     ) -> bool:
         """Keep and print one figure; False when it misses its target.
 
         Args:
             most, least: its target; neither: it is only told.
             interval: of 95 % unless the note says otherwise.
+            cell: (row, column) of the page's table of such figures, instead of a line of its own.
         """
         value = float(value)
         met = (most is None or value <= most) and (least is None or value >= least)
@@ -65,6 +68,7 @@ class Figures:
                 "target": _target(most, least),
                 "met": met,
                 "note": note,
+                **({"cell": list(cell)} if cell else {}),
             }
         )
         print(_line(self.rows[-1]), flush=True)
@@ -147,11 +151,29 @@ def page(records: Path = RECORDS) -> str:
         lines += [f"## {record['title']}", "", f"`python {record['command']}` ({rests})", ""]
         lines += ["| what | measured | target | |", "|---|---|---|---|"]
         for row in record["figures"]:
+            if "cell" in row:
+                continue
             word = "" if not row["target"] else "met" if row["met"] else "**missed**"
             note = "; ".join(text for text in (word, row["note"]) if text)
             lines.append(f"| {row['name']} | {_value(row)} | {row['target']} | {note} |")
-        lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
+        lines += ["", *_table([row for row in record["figures"] if "cell" in row]), ""]
+    text = "\n".join(lines).rstrip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    """Figures that stand in cells, as one table; the largest rows first."""
+    if not rows:
+        return []
+    columns = list(dict.fromkeys(row["cell"][1] for row in rows))
+    known = {(row["cell"][0], row["cell"][1]): float(row["value"] or 0.0) for row in rows}
+    names = dict.fromkeys(row["cell"][0] for row in rows)
+    order = sorted(names, key=lambda name: -sum(known.get((name, c), 0.0) for c in columns))
+    lines = ["| " + " | ".join(["", *columns]) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name in order:
+        cells = [f"{known[name, c]:.2f}" if (name, c) in known else "" for c in columns]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return lines
 
 
 def main() -> int:

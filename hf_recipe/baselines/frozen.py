@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from hf_recipe.core.check import Check, Measurement, Probe
 from hf_recipe.core.finding import Fault
@@ -87,7 +88,7 @@ def measure_parts(subject: Subject) -> Iterator[TrainableParts]:
         head=head_name,
         head_elements=sum(p.numel() for p in head),
         head_trainable=sum(p.numel() for p in head if p.requires_grad),
-        head_drawn=_looks_drawn(head),
+        head_drawn=_looks_drawn(head) and not (loaded and _resized(model, head)),
         frozen_parts=_frozen_parts(bare(model)),
         stacks=tuple(_stacks(bare(model))),
     )
@@ -114,6 +115,28 @@ def _looks_drawn(parameters: list[nn.Parameter]) -> bool:
     bound = float(matrices[0].shape[1]) ** -0.5  # nn.Linear draws both uniformly within it
     highest, other = float(matrices[0].abs().max()), float(vectors[0].abs().max())
     return bool(0.5 * bound < highest <= bound and other <= bound)
+
+
+def _resized(model: nn.Module, head: list[nn.Parameter]) -> bool:
+    """Whether a head over the vocabulary was made anew with the embedding, and filled from it.
+
+    `resize_token_embeddings` copies what was loaded into tensors that bear no mark.
+    """
+    table = embedding_of(model)
+    if table is None or is_loaded(table):
+        return False
+    return any(p.ndim == 2 and p.shape[0] == table.shape[0] for p in head)
+
+
+def embedding_of(model: nn.Module) -> nn.Parameter | None:
+    """The weight of the model's input embedding, where it says which one that is."""
+    if not isinstance(bare(model), PreTrainedModel):
+        return None
+    try:
+        weight = bare(model).get_input_embeddings().weight
+    except (NotImplementedError, AttributeError):
+        return None
+    return weight if isinstance(weight, nn.Parameter) else None
 
 
 def output_parts(model: nn.Module) -> tuple[str, list[nn.Parameter]]:

@@ -328,5 +328,5 @@ CHECK = Check(
     "that is multiplied by a constant on purpose is reported. Custom losses that are no weighted "
     "mean of the cross-entropy are judged by the logits alone.",
     judges=(initial_loss_unexpected,),
-    explains=("output-bias-unset", "hockey-stick"),
+    explains=("output-bias-unset", "hockey-stick", "padded-loss-differs"),
 )

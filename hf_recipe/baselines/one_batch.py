@@ -6,37 +6,39 @@ loss, a frozen head, labels that do not go with their inputs. The lowest achieva
 always zero: label smoothing has an entropy, and so have equal inputs under different labels. That
 floor is computed, and the loss has to come down to it.
 
-One setting memorised nine tiny models of nine kinds: SGD with momentum 0.9, clipped at norm 1,
-rate 0.03, dropout off. Where it does not, a ladder of rates is tried. Everything is put back.
+How it is trained stands in `memorising`. Everything is put back, bit for bit.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from torch import nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from hf_recipe.baselines.loss_floor import floor_of
+from hf_recipe.baselines.memorising import (
+    FIRST,
+    agreement,
+    best_trial,
+    centre_regression,
+    descend,
+    first_gradient,
+    kept_weights,
+    put_back,
+    reshard,
+    without_noise,
+)
 from hf_recipe.core.check import Check, Measurement, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.batches import Batch
-from hf_recipe.instruments.distributed import from_rank_0
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.row_losses import logits_of
 from hf_recipe.instruments.subject import Subject
 
-RATE, MOMENTUM, CLIP, WARMUP = 3e-2, 0.9, 1.0, 5
-LADDER = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-LADDER_STEPS = 15
 STILL_FALLING, MOST_ATTEMPTS = 0.8, 3  # of the loss a third of an attempt before
-NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class OneBatch(Measurement):
         spread: largest difference between two rows' outputs at the end.
         repeatable: whether the same batch and weights gave the same loss twice.
         trainable: share of the parameters that train.
+        optimizer: what it was learned with.
+        negative: whether the loss starts below zero, though its labels are classes.
         losses: the course of the loss.
     """
 
@@ -71,6 +75,8 @@ class OneBatch(Measurement):
     spread: float
     repeatable: bool = True
     trainable: float = 1.0
+    optimizer: str = "SGD"
+    negative: bool = False
     accuracy: float | None = None
     conflicts: int = 0
     losses: tuple[float, ...] = ()
@@ -86,7 +92,7 @@ TOLERANCE = 0.01
 
 def at_floor(batch: OneBatch, *, tolerance: float) -> bool:
     """Whether the loss ended within `tolerance` of what there was to learn."""
-    return batch.end - batch.floor <= tolerance * batch.scale + 1e-3
+    return not batch.negative and batch.end - batch.floor <= tolerance * batch.scale + 1e-3
 
 
 def overfit_one_batch(
@@ -108,13 +114,13 @@ def overfit_one_batch(
     model = subject.model
     if any(not p.numel() or hasattr(p, "ds_id") for p in model.parameters()):
         raise Skip("parts of the parameters are held elsewhere: train one batch before train()")
-    _reshard(model)
-    with quiet(model, trainer=subject.trainer), _kept_weights(model):
+    reshard(model)
+    with quiet(model, trainer=subject.trainer), kept_weights(model):
         size = rows or min(16, int(getattr(subject.args, "per_device_train_batch_size", 8)))
         batch = subject.batch("train", size=size)
         if batch.labels is None:
             raise Skip("the batch has no labels under a known name")
-        _without_noise(model)
+        without_noise(model)
         return _learn(subject, batch, max_steps)
 
 
@@ -123,31 +129,32 @@ def overfit_one_batch(
 
 def _learn(subject: Subject, batch: Batch, max_steps: int) -> OneBatch:
     model = subject.model
+    agree = agreement(model)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    agree = from_rank_0 if _is_sharded(model) else _alone
     with torch.no_grad():
         loss, outputs = subject.compute_loss(batch.inputs, outputs=True)
         again = agree(float(subject.compute_loss(batch.inputs)))
         start, logits = agree(float(loss)), logits_of(outputs)
         floor, constant, conflicts = floor_of(subject, batch, logits)
+        centre_regression(subject, batch)
     scale = max(constant - floor, 1e-6)
     goal = floor + TOLERANCE * scale / 2
-    _reshard(model)
+    reshard(model)
     weights = [p.detach().clone() for p in trainable]
-    gradient = _first_gradient(subject, batch, trainable)
+    gradient = first_gradient(subject, batch, trainable)
     losses: list[float] = [start]
-    rate = RATE
+    trial = FIRST
     if trainable and math.isfinite(gradient) and gradient > 0:
-        losses = _descend(subject, batch, trainable, rate, max_steps, goal)
+        losses = descend(subject, batch, trainable, trial, max_steps, goal)
         if not losses[-1] <= floor + TOLERANCE * scale:
-            _put_back(model, trainable, weights)
-            rate = _best_rate(subject, batch, trainable, weights)
-            losses = _descend(subject, batch, trainable, rate, max_steps, goal)
+            put_back(model, trainable, weights)
+            trial = best_trial(subject, batch, trainable, weights)
+            losses = descend(subject, batch, trainable, trial, max_steps, goal)
         # A mean over many small answers falls slowly: what still falls has not failed.
         while goal < losses[-1] <= STILL_FALLING * losses[-max_steps // 3] and len(losses) <= (
             MOST_ATTEMPTS * max_steps
         ):
-            losses += _descend(subject, batch, trainable, rate, max_steps, goal)[1:]
+            losses += descend(subject, batch, trainable, trial, max_steps, goal)[1:]
     with torch.no_grad():
         loss, outputs = subject.compute_loss(batch.inputs, outputs=True)
         logits = logits_of(outputs)
@@ -159,124 +166,26 @@ def _learn(subject: Subject, batch: Batch, max_steps: int) -> OneBatch:
         floor=floor,
         scale=scale,
         steps=len(losses) - 1,
-        rate=rate,
+        rate=trial.rate,
+        optimizer=trial.optimizer,
         constant=constant,
         gradient=gradient,
         spread=_spread(logits),
         repeatable=abs(again - start) <= 1e-4 * max(1.0, abs(start)),
         trainable=sum(p.numel() for p in trainable) / total if total else 0.0,
+        negative=start < -1e-3 and _is_of_classes(batch, logits),
         accuracy=_accuracy(logits, batch.labels),
         conflicts=conflicts,
         losses=tuple(losses),
     )
 
 
-def _is_sharded(model: nn.Module) -> bool:
-    return any(isinstance(p, DTensor) for p in model.parameters())
-
-
-def _reshard(model: nn.Module) -> None:
-    """Let go of gathered parameters: a forward leaves some, and later ones would read them."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
-
-
-def _alone(value: float) -> float:
-    return value
-
-
-def _descend(
-    subject: Subject,
-    batch: Batch,
-    parameters: Sequence[nn.Parameter],
-    rate: float,
-    steps: int,
-    goal: float,
-) -> list[float]:
-    """Losses of up to `steps` steps; ends at `goal`; halves the rate where the loss blows up."""
-    optimizer = torch.optim.SGD(parameters, lr=rate, momentum=MOMENTUM)
-    agree = from_rank_0 if _is_sharded(subject.model) else _alone
-    losses: list[float] = []
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / WARMUP)
-        optimizer.zero_grad(set_to_none=True)
-        loss = subject.compute_loss(batch.inputs)
-        losses.append(agree(float(loss.detach())))
-        if losses[-1] <= goal:
-            break
-        if not math.isfinite(losses[-1]):
-            break
-        if losses[-1] > 3 * losses[0] + 1:
-            rate /= 2
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-        optimizer.step()
-    with torch.no_grad():
-        losses.append(agree(float(subject.compute_loss(batch.inputs))))
-    for parameter in parameters:
-        parameter.grad = None
-    return losses
-
-
-def _best_rate(
-    subject: Subject,
-    batch: Batch,
-    parameters: Sequence[nn.Parameter],
-    weights: Sequence[torch.Tensor],
-) -> float:
-    found: list[tuple[float, float]] = []
-    for rate in LADDER:
-        losses = _descend(subject, batch, parameters, rate, LADDER_STEPS, -math.inf)
-        _put_back(subject.model, parameters, weights)
-        if math.isfinite(losses[-1]):
-            found.append((losses[-1], rate))
-    return min(found)[1] if found else LADDER[0]
-
-
-def _first_gradient(subject: Subject, batch: Batch, parameters: Sequence[nn.Parameter]) -> float:
-    loss = subject.compute_loss(batch.inputs)
-    if not loss.requires_grad or not parameters:
-        return math.nan
-    loss.backward()  # and not autograd.grad: sharded parameters are told by their hooks
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    for parameter in parameters:
-        parameter.grad = None
-    if not gradients:
-        return 0.0
-    norm = torch.nn.utils.get_total_norm(gradients)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-
-
-def _without_noise(model: nn.Module) -> None:
-    """Dropout and its kin off; BatchNorm as in training, recurrent layers as cuDNN needs them."""
-    model.eval()
-    for module in model.modules():
-        if isinstance(module, NORMS):
-            module.train()
-
-
-@contextlib.contextmanager
-def _kept_weights(model: nn.Module) -> Iterator[None]:
-    parameters = list(model.parameters())
-    weights = [p.detach().clone() for p in parameters]
-    try:
-        yield
-    finally:
-        _put_back(model, parameters, weights)
-
-
-def _put_back(
-    model: nn.Module, parameters: Sequence[nn.Parameter], weights: Sequence[torch.Tensor]
-) -> None:
-    _reshard(model)
-    with torch.no_grad():
-        for parameter, value in zip(parameters, weights, strict=True):
-            parameter.copy_(value)
-
-
 # ------------------------------------------------------------------ outcomes
+
+
+def _is_of_classes(batch: Batch, logits: torch.Tensor | None) -> bool:
+    floats = bool(batch.labels.is_floating_point())
+    return not floats and logits is not None and logits.ndim > 1 and logits.shape[-1] > 1
 
 
 def _accuracy(logits: torch.Tensor | None, labels: torch.Tensor) -> float | None:
@@ -308,6 +217,8 @@ def likeliest_cause(batch: OneBatch) -> tuple[str, str]:
             "the loss has no gradient: it is detached from the parameters",
             "return the loss without .detach(), .item() or torch.no_grad()",
         )
+    if batch.negative:
+        return "the loss of classes is negative: its sign is turned", "return loss, not -loss"
     if batch.gradient == 0:
         return "the gradient is exactly zero", "look for an argmax, a clamp or a dead activation"
     if not batch.repeatable:
@@ -351,7 +262,8 @@ def judge_one_batch(
         f"{batch.rows} rows: loss {batch.start:.4f} -> {batch.end:.4f} after {batch.steps} steps, "
         f"floor {batch.floor:.4f}; {cause}",
         evidence={
-            "seen": f"loss {batch.end:.4f} after {batch.steps} steps at rate {batch.rate:g}",
+            "seen": f"loss {batch.end:.4f} after {batch.steps} steps of {batch.optimizer} at rate "
+            f"{batch.rate:g}",
             "expected": f"the floor, {batch.floor:.4f} (+ {tolerance * batch.scale:.4f})",
             "start": batch.start,
             "end": batch.end,

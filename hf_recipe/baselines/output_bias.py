@@ -41,6 +41,7 @@ UNEVEN = (
     "of the uninformed loss: the recipe's example, one in ten, has 0.53; four to one, 0.28, is how "
     "labels are, and a matter of a few steps"
 )
+FEWEST = 32  # labels; one batch of a stream or of a loader of the user's own is often fewer
 PRIORLESS = ("choice", "span", "contrastive")  # outputs that mean something else in each row
 
 
@@ -82,7 +83,8 @@ def measure_prior_gap(subject: Subject) -> Iterator[PriorGap]:
     if head.task in PRIORLESS:
         raise Skip(f"the outputs of a {head.task} head have no frequencies of their own")
     classes = _classes(head)
-    if classes * 4 > len(head.labels):
+    least = 4 * classes if head.problem_type == REGRESSION else max(4 * classes, FEWEST)
+    if len(head.labels) < least:
         raise Skip(f"{len(head.labels)} labels say too little of the frequencies of {classes:.0f} "
                    "classes")  # fmt: skip
     expected, error = expectation_of(subject, head)
@@ -229,11 +231,12 @@ def output_bias_unset(
         took = f", at most {max(gap.steps, 1):.0f} steps"
     if gap.has_bias is False:
         took += "; the head has no bias to set"
+    learnt = "mean target" if gap.problem_type == REGRESSION else "label frequencies"
     yield Fault(
-        f"the first {gap.gap:.3g} {unit} of the loss only teach the label frequencies{took}",
+        f"the first {gap.gap:.3g} {unit} of the loss only teach the {learnt}{took}",
         evidence={
-            "seen": f"{gap.gap:.3g} +- {gap.standard_error:.2g} {unit} between the labels' "
-            f"frequencies and the mean prediction ({gap.rows} rows)",
+            "seen": f"{gap.gap:.3g} +- {gap.standard_error:.2g} {unit} between the {learnt} "
+            f"and the mean prediction ({gap.rows} rows)",
             "expected": f"under {smallest:.2g} {unit}",
             "gap": gap.gap,
             "standard_error": gap.standard_error,

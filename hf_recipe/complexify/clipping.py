@@ -79,8 +79,9 @@ def cut_away(
     clipping: Clipping,
     *,
     most: Annotated[float, "share of steps; a threshold for outliers cuts a few"] = 0.9,
-    kept: Annotated[
-        float, "share of the gradient that is left, under SGD: a decade off the rate that was set"
+    kept: Annotated[float, "share of the gradient that is left: cut to almost nothing"] = 0.01,
+    kept_sgd: Annotated[
+        float, "the same where the rate alone scales the step: a rate ten times smaller; judged"
     ] = 0.1,
     resolved: Annotated[
         float, "times the optimizer's epsilon; below it the update shrinks with the gradient"
@@ -92,10 +93,12 @@ def cut_away(
         return
     left = clipping.threshold / clipping.typical
     each = min(clipping.threshold, clipping.typical) / math.sqrt(max(clipping.parameters, 1))
-    lost = each < resolved * clipping.epsilon if clipping.scale_free else left < kept
-    severity: Any = "warning" if lost else "note"
+    lost = clipping.scale_free and each < resolved * clipping.epsilon
+    severity: Any = "note"
+    if lost or left < (kept if clipping.scale_free else kept_sgd):
+        severity = "warning"
     more = ""
-    if lost and clipping.scale_free:
+    if lost:
         more = f"; {each:.1g} a number is left, and the optimizer adds eps={clipping.epsilon:.1g}"
     yield Fault(
         f"{clipping.clipped} of {clipping.steps} gradients are clipped at {clipping.threshold:.3g}"

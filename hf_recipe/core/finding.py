@@ -98,8 +98,9 @@ def fold(findings: Iterable[Finding], explains: Mapping[str, Iterable[str]]) -> 
         explains: for each check, the checks whose findings it accounts for.
 
     Returns:
-        The roots, causes before lone findings and worse before milder ones. Errors are never
-        folded, so that a second fault stays visible; nor is a finding folded under a milder one.
+        The roots, causes before lone findings and worse before milder ones. Errors are not
+        folded, so that a second fault stays visible, but for those whose own evidence names the
+        error that they follow from; nor is a finding folded under a milder one.
     """
     everything = list(findings)
     present = list(dict.fromkeys(finding.check for finding in everything))
@@ -116,7 +117,10 @@ def fold(findings: Iterable[Finding], explains: Mapping[str, Iterable[str]]) -> 
 
     def accounted(finding: Finding) -> bool:
         rank = SEVERITIES.index(finding.severity)
-        return rank > 0 and any(worst[c] <= rank for c in above[finding.check] - {finding.check})
+        proven = finding.evidence.get("follows_from") in above[finding.check] - {finding.check}
+        return (rank > 0 or proven) and any(
+            worst[c] <= rank for c in above[finding.check] - {finding.check}
+        )
 
     roots = [i for i, f in enumerate(everything) if not accounted(f)]
     under: dict[int, list[Finding]] = {}

@@ -18,6 +18,7 @@ import torch
 
 from hf_recipe.core.check import Located, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
+from hf_recipe.instruments.batches import Batch
 from hf_recipe.instruments.subject import Subject
 from hf_recipe.instruments.trace import Leaf, Trace, few_rows, trace
 
@@ -47,7 +48,10 @@ class TargetsRead(Measurement):
 
 def measure_targets(subject: Subject) -> Iterator[Located]:
     """One pass and its loss's gradient on the logits; one backward more where it looks odd."""
-    made = trace(subject, few_rows(subject))
+    batch = few_rows(subject)
+    if not _has_sequences(batch):
+        raise Skip("the rows are no sequences of tokens, or have one label each")
+    made = trace(subject, batch)
     leaf, logits = made.token_leaf, made.logits
     if leaf is None or leaf.ids is None or logits is None or logits.ndim != 3:
         raise Skip("the outputs do not run along the tokens")
@@ -65,6 +69,14 @@ def measure_targets(subject: Subject) -> Iterator[Located]:
     if max(own, later) > following:
         causal, reads_own = _reads(made, leaf, logits, pulled)
     yield Located(TargetsRead(int(pulled.sum()), own, following, later, causal, reads_own), "train")
+
+
+def _has_sequences(batch: Batch) -> bool:
+    """Whether anything runs along tokens: asked before a pass is paid for."""
+    if isinstance(batch.labels, torch.Tensor) and batch.labels.ndim < 2:
+        return False
+    tensors = [v for v in batch.inputs.values() if isinstance(v, torch.Tensor)]
+    return any(v.ndim == 2 and not v.is_floating_point() for v in tensors)
 
 
 def _reads(

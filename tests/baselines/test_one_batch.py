@@ -16,6 +16,8 @@ from hf_recipe.baselines.one_batch import (
 )
 from hf_recipe.instruments.batches import Rows
 from hf_recipe.instruments.subject import Subject
+from scripts.benchmark_one_batch import attempt, healthy
+from scripts.benchmark_one_batch import broken as faulty_losses
 from tests.models import arguments, words
 from tests.models import bert as tiny_bert
 
@@ -52,6 +54,7 @@ def test_at_the_floor_is_silent():
         ({"end": 2.0, "spread": 0.0}, "does not reach"),
         ({"end": 1.5, "trainable": 0.01}, "too few"),
         ({"end": 9.0}, "rises"),
+        ({"start": -1.4, "end": -1.4, "negative": True}, "sign is turned"),
         ({"end": math.nan}, ""),
         ({"start": math.nan, "end": math.nan}, "not finite before"),
     ],
@@ -185,3 +188,14 @@ def test_parameters_held_elsewhere_are_skipped_with_the_reason(tmp_path):
     assert recipe.overfit_one_batch() is None
     assert "held elsewhere" in recipe.report.skipped["one-batch-not-overfit"]
     recipe.detach()
+
+
+def test_targets_far_from_zero_and_masked_words_are_no_bug():
+    """What SGD at its first rate does not reach; the benchmark has all nine kinds."""
+    for name in ("BERT masked", "regression around 50"):
+        found, same = attempt(*healthy()[name](), None)
+        assert found.reached, (name, found.end)
+        assert same
+    found, same = attempt(*healthy()["BERT classifier"](), faulty_losses()["sign"])
+    assert not found.reached
+    assert same

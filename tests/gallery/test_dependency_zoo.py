@@ -22,6 +22,7 @@ from transformers import (
     Wav2Vec2ForCTC,
 )
 
+from scripts.benchmark_leaks import FUTURE, ROWS, run_case
 from tests.gallery.harness import alarms, everything, run
 from tests.gallery.healthy import images, resnet, vit
 from tests.models import VOCABULARY, arguments, bert, llama
@@ -153,3 +154,17 @@ def test_a_vision_model_is_silent(build, tmp_path):
     report = run(build(tmp_path, 3), train=False, select=OURS)
     assert alarms(report) == set(), [(f.check, f.message) for f in everything(report)]
     assert {"example-leak", "input-without-gradient"} <= set(report.ran)
+
+
+@pytest.mark.parametrize(
+    ("name", "check", "change"),
+    [
+        ("Llama", "future-leak", FUTURE["a hundredth of the next position"]),
+        ("BERT", "padding-leak", None),
+        ("ResNet", "example-leak", ROWS["a thousandth of the next row"]),
+        ("T5", "example-leak", ROWS["less the batch's mean"]),
+    ],
+)
+def test_a_planted_leak_is_found(name, check, change):
+    """A sample of the benchmark's forty."""
+    assert check in run_case(name, check, change)

@@ -60,6 +60,10 @@ FAULTS = [
     Case(NAME, with_loss(lambda z, y: mean(z.softmax(-1), y),
                          lambda z, y: mean(z.log_softmax(-1), y)),
          name="softmax twice", settings=STAGE),
+    Case(NAME, with_loss(lambda z, y: -z.softmax(-1).gather(1, y[:, None]).mean(), mean),
+         name="no logarithm", settings=STAGE),
+    Case(NAME, with_loss(lambda z, y: -z.gather(1, y[:, None]).mean(), mean),
+         name="no softmax", settings=STAGE),
     Case(NAME, with_head(lambda m: m.classifier.weight.mul_(2000)), name="head x 2000",
          settings=STAGE),
     Case(NAME, with_head(lambda m: m.classifier.bias.copy_(torch.tensor([6.0, 0, 0, 0]))),
@@ -70,7 +74,10 @@ FAULTS = [
 
 @pytest.mark.parametrize("case", FAULTS, ids=str)
 def test_the_fault_is_named(case, tmp_path):
-    assert_found(case, tmp_path)
+    report = assert_found(case, tmp_path)
+    missing = {"no logarithm": "logarithm is missing", "no softmax": "log_softmax is missing"}
+    if case.name in missing:
+        assert any(missing[case.name] in f.message for f in report.findings)
 
 
 @pytest.mark.parametrize("case", FAULTS, ids=str)
