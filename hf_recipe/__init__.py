@@ -9,6 +9,7 @@ Importing this imports no torch; each name is loaded when it is first used.
 from __future__ import annotations
 
 import importlib
+import random
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -85,7 +86,11 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'hf_recipe' has no attribute {name!r}")
-    return getattr(importlib.import_module(home), name)
+    drawn = random.getstate()
+    try:
+        return getattr(importlib.import_module(home), name)
+    finally:
+        random.setstate(drawn)  # rich draws numbers when it is imported: they are the run's
 
 
 def __dir__() -> list[str]:

@@ -17,6 +17,7 @@ from hf_recipe.core.report import Report
 
 MODULES: tuple[str, ...] = (
     "hf_recipe.data.answers",
+    "hf_recipe.data.blank",
     "hf_recipe.data.columns",
     "hf_recipe.data.columns_dropped",
     "hf_recipe.data.context",

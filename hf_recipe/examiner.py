@@ -165,8 +165,8 @@ class Examiner:
         except Skip as reason:
             return ("skip", str(reason))
         except Exception as error:  # the probe border
-            if _out_of_memory(error):
-                return ("skip", f"{probe.name} ran out of memory")
+            if excuse := excused(error):
+                return ("skip", excuse)
             last = traceback.extract_tb(error.__traceback__)
             place = f"{last[-1].filename.rsplit('/', 1)[-1]}:{last[-1].lineno}" if last else "?"
             return ("crash", f"{type(error).__name__}: {error} ({probe.name}, {place})")
@@ -288,6 +288,11 @@ def _stored(measurement: Measurement, moment: Moment, split: str, step: int | No
     )
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def excused(error: BaseException) -> str | None:
+    """Why a probe cannot run here, where an error says that much; None: it is ours."""
     text = f"{type(error).__name__} {error}".lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text:
+        return "the probe ran out of memory"
+    if "does not require grad and does not have a grad_fn" in text:
+        return "the model's own forward pass takes gradients, so it cannot run without"
+    return None

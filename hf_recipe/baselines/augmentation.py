@@ -53,7 +53,11 @@ def measure_redrawn(subject: Subject) -> Iterator[Located]:
     """Collate a few rows of every split twice."""
     sets = [subject.train] if subject.train is not None else []
     sets += list(subject.evaluation.values())
-    readable = [rows for rows in sets if not stream_reason(rows) and len(rows)]
+    readable = [
+        rows
+        for rows in sets
+        if not stream_reason(rows) and len(rows) and not subject.overridden(rows.name)
+    ]
     if not readable:
         raise Skip("there are no rows that can be read ahead")
     workers = int(getattr(subject.args, "dataloader_num_workers", 0) or 0)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from hf_recipe.baselines.new_tokens import mean_rows
 from hf_recipe.core.check import Check, Measurement, Probe
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.heads import bare
@@ -87,7 +88,7 @@ def measure_parts(subject: Subject) -> Iterator[TrainableParts]:
         head=head_name,
         head_elements=sum(p.numel() for p in head),
         head_trainable=sum(p.numel() for p in head if p.requires_grad),
-        head_drawn=_looks_drawn(head),
+        head_drawn=_looks_drawn(head) and not (loaded and _resized(head)),
         frozen_parts=_frozen_parts(bare(model)),
         stacks=tuple(_stacks(bare(model))),
     )
@@ -114,6 +115,15 @@ def _looks_drawn(parameters: list[nn.Parameter]) -> bool:
     bound = float(matrices[0].shape[1]) ** -0.5  # nn.Linear draws both uniformly within it
     highest, other = float(matrices[0].abs().max()), float(vectors[0].abs().max())
     return bool(0.5 * bound < highest <= bound and other <= bound)
+
+
+def _resized(head: list[nn.Parameter]) -> bool:
+    """Whether a head over a vocabulary was made anew for added tokens, and filled from the old.
+
+    `resize_token_embeddings` copies what was loaded into tensors that bear no mark, and puts the
+    mean into the rows that it adds.
+    """
+    return any(p.ndim == 2 and mean_rows(p.detach()) < len(p) for p in head)
 
 
 def output_parts(model: nn.Module) -> tuple[str, list[nn.Parameter]]:
@@ -261,7 +271,9 @@ def frozen_by_accident(parts: TrainableParts) -> Iterator[Fault]:
 def _unmeant(stack: Stack) -> bool:
     if len(stack.frozen) == stack.blocks:
         return False  # the whole of it: a method
-    return stack.drawn or stack.trains_before
+    # So are the lowest blocks with everything before them; a bug freezes something in between.
+    lowest = stack.frozen == tuple(range(len(stack.frozen)))
+    return stack.trains_before or (stack.drawn and not lowest)
 
 
 PARTS = Probe("read what trains", "static", (TrainableParts,), measure_parts)

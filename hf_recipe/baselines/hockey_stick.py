@@ -138,6 +138,7 @@ def hockey_stick(
     least: Annotated[float, "2 % of the uninformed loss, as for output-bias-unset"] = 0.02,
     further: Annotated[float, "a run that learns from its inputs falls on by as much"] = 0.25,
     negligible: Annotated[float, "2 % of the planned steps, as the catalogue sets it"] = 0.02,
+    ordinary: Annotated[float, "of the uninformed loss, as for output-bias-unset"] = 0.4,
 ) -> Iterator[Fault]:
     """See a first drop that ends at the label frequencies, and stays there."""
     fall = drop.initial - drop.prior
@@ -149,7 +150,8 @@ def hockey_stick(
     share = drop.arrived / drop.total_steps if drop.total_steps else None
     mild = drop.problem_type != SOFTMAX or (share is not None and share < negligible)
     # Words are never even, and even labels teach nothing: as for output-bias-unset.
-    mild = mild or drop.task in UNEVEN_TASKS or drop.uniform - drop.prior <= smallest
+    skew = drop.uniform - drop.prior
+    mild = mild or drop.task in UNEVEN_TASKS or skew <= max(smallest, ordinary * drop.uniform)
     of = f" of {drop.total_steps}" if drop.total_steps else ""
     yield Fault(
         f"the first {drop.arrived}{of} steps only learnt the label frequencies: the loss fell "

@@ -173,7 +173,7 @@ def relation_of(start: Start) -> str:
     if all(_is_between(seen, h) for seen, _, h in pairs):
         return "weighted"
     ratios = [seen / own if own else math.inf for seen, own, _ in pairs]
-    if len(ratios) > 1 and max(ratios) - min(ratios) <= 1e-3 * abs(ratios[0]):
+    if len(ratios) > 1 and max(ratios) - min(ratios) <= 1e-3 * abs(ratios[0]) and not start.bends:
         return "scaled"
     return "custom"
 
@@ -328,5 +328,5 @@ CHECK = Check(
     "that is multiplied by a constant on purpose is reported. Custom losses that are no weighted "
     "mean of the cross-entropy are judged by the logits alone.",
     judges=(initial_loss_unexpected,),
-    explains=("output-bias-unset", "hockey-stick"),
+    explains=("output-bias-unset", "hockey-stick", "padded-loss-differs"),
 )

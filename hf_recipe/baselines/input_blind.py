@@ -143,6 +143,7 @@ class AgainstBlind(Measurement):
         majority: accuracy of always saying the commonest label; None: no single class per row.
         training_loss: of the last steps; prior: what label frequencies reach there.
         steps, total_steps: done and planned.
+        rising: whether the last of several evaluations was the best.
     """
 
     blind: float
@@ -159,6 +160,7 @@ class AgainstBlind(Measurement):
     steps: int
     total_steps: int | None
     split: str = ""
+    rising: bool = False
 
 
 LAST = 50  # steps whose mean is the training loss
@@ -195,6 +197,7 @@ def compare_with_blind(
         steps=state.get("steps", 0),
         total_steps=window.plan.total_steps if window.plan else None,
         split=blind.split,
+        rising=state.get("rising", False),
     )
 
 
@@ -209,6 +212,7 @@ def _with(state: State, evaluation: Evaluation, blind: BlindBaseline) -> State:
     if len(pairs) >= 2 and complete:  # an incomplete pass has another order of rows
         gains = [b - m for b, m in pairs]
         gain = math.fsum(gains) / len(gains)
+        state["rising"] = gain > state.get("gain", math.inf)
         spread = math.fsum((g - gain) ** 2 for g in gains) / (len(gains) - 1)
         if gain > state.get("gain", -math.inf):
             model = math.fsum(m for _, m in pairs) / len(pairs)
@@ -274,8 +278,8 @@ def input_ignored(
         return
     if run.gain + errors * run.standard_error > least * run.blind:
         return  # better, or undecided
-    if run.gain > sure * run.standard_error:
-        return  # a little better, surely: trained too little, not blind
+    if run.gain > sure * run.standard_error or (run.rising and run.gain > 0):
+        return  # a little better, surely or on its way: trained too little, not blind
     if run.order is not None and run.order > 0.5 + errors * run.order_error:
         return
     if run.accuracy is not None and run.majority is not None:

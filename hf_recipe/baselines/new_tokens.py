@@ -59,7 +59,7 @@ def measure_new_tokens(subject: Subject) -> Iterator[NewTokens]:
         raise Skip("the model has no table of embeddings")
     rows = len(weight)
     trains = any(p.requires_grad for p in _table_parameters(subject.model, weight, table))
-    first = rows if trains else min(_known_rows(subject, rows), _mean_rows(weight.detach()))
+    first = rows if trains else min(_known_rows(subject, rows), mean_rows(weight.detach()))
     if first >= rows:
         yield NewTokens(rows, rows, trains)
         return
@@ -101,7 +101,7 @@ def _known_rows(subject: Subject, rows: int) -> int:
     return min(sizes[0], rows) if len(set(sizes)) == 1 else rows
 
 
-def _mean_rows(weight: torch.Tensor) -> int:
+def mean_rows(weight: torch.Tensor) -> int:
     """First of the last rows that all lie at the mean of the table, as resizing leaves them."""
     values = weight.float()
     distance = (values - values.mean(0)).norm(dim=-1)

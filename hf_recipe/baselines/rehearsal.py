@@ -287,16 +287,16 @@ def _generation_arguments(trainer: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _kept_generation_config(model: Any) -> Iterator[None]:
-    """Generating fills in the model's generation config; it is put back."""
-    kept = getattr(model, "generation_config", None)
-    if kept is None:
-        yield
-        return
-    model.generation_config = copy.deepcopy(kept)
+    """Generating fills in generation configs, and a wrapper's replaces the inner one: put back."""
+    name = "generation_config"
+    kept = {id(m): (m, vars(m)[name]) for m in model.modules() if name in vars(m)}
+    for module, config in kept.values():
+        setattr(module, name, copy.deepcopy(config))
     try:
         yield
     finally:
-        model.generation_config = kept
+        for module, config in kept.values():
+            setattr(module, name, config)
 
 
 def _nbytes(value: Any) -> int:

@@ -126,7 +126,13 @@ def passes_differ(
     yield Fault(
         f"two evaluation passes over the same rows differ: {seen}{cause}",
         severity="error" if predicts or repeated.active else "note",
-        evidence={"seen": seen, "expected": "equal", "active": repeated.active},
+        evidence={
+            "seen": seen,
+            "expected": "equal",
+            "active": repeated.active,
+            # the predictions agree: the noise is in the loss, as a teacher's would be
+            "follows_from": "teacher-trains" if steady else None,
+        },
     )
 
 

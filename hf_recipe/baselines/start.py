@@ -27,6 +27,7 @@ ENOUGH = 4096  # supervised positions: more batches of a sequence model would te
 ELEMENTS = 1 << 25  # logits kept: 128 MB in single precision
 DRAWS = 16  # fewer where one costs more than a forward
 TIED_DRAWS, TIED_ROWS = 6, 4  # each draw a forward of these rows
+LARGE_LOGITS = 3.0  # their deviation, at which a loss of another form shows
 DRAW_COST = 2e10  # multiplications spent on all draws together
 
 
@@ -43,6 +44,8 @@ class Start:
         remade: the loss of the first batch under whole models drawn anew; looked at only where
             re-drawn output layers start far above an uninformed head.
         adds_up: whether the observed loss of a batch is the sum over its two halves.
+        bends: whether the observed loss is another multiple of the mean loss at larger logits: a
+            loss of another form (focal, distilled), not the mean loss times a constant.
         rounding: relative error that the observed loss may have from its number format alone.
     """
 
@@ -53,6 +56,7 @@ class Start:
     redrawn: tuple[float, ...] = ()
     remade: tuple[float, ...] = ()
     adds_up: bool = False
+    bends: bool = False
     rounding: float = 1e-4
     pooled: Head = field(init=False)
 
@@ -100,6 +104,7 @@ def observe_start(subject: Subject) -> Start:
         redrawn = _redraw(subject, start)
         start = replace(start, redrawn=redrawn)
         start = replace(start, remade=_remake(subject, start), adds_up=_adds_up(subject, start))
+        start = replace(start, bends=_bends(subject, start))
     subject.cache["start"] = start
     return start
 
@@ -127,7 +132,8 @@ def _observe(subject: Subject) -> Start:
         found = watch.output_layer(head.raw)
         if found is not None and (layer is None or layer.module is found[0].module):
             layer = found[0]
-            hidden.append(found[1])
+            # half precision inside autocast, single in the layer: it is drawn anew outside of it
+            hidden.append(found[1].to(layer.weight.dtype))
         observed.append(loss)
         heads.append(head)
         if sum(h.logits.numel() for h in heads) + head.logits.numel() > ELEMENTS:
@@ -227,6 +233,26 @@ def _adds_up(subject: Subject, start: Start) -> bool:
     halves = [batch.take(range(middle)), batch.take(range(middle, len(batch)))]
     total = math.fsum(float(subject.compute_loss(half.inputs)) for half in halves)
     return abs(total - seen) <= 0.02 * abs(seen) and seen != 0.0
+
+
+def _bends(subject: Subject, start: Start) -> bool:
+    """Scale the logits of one batch up, and compare; looked at where the loss is not the mean."""
+    head, layer = start.heads[0], start.layer
+    own, spread = head.loss() + head.auxiliary, float(head.logits.std())
+    ratio = start.observed[0] / own if own else math.nan
+    if layer is None or abs(ratio - 1) <= start.rounding or not math.isfinite(ratio * spread):
+        return False
+    factor = LARGE_LOGITS / max(spread, 1e-6)
+    watch = Watch(subject.model)
+    hook = layer.module.register_forward_hook(lambda module, inputs, output: output * factor)
+    try:
+        with watch.watching(layers=False):
+            seen = float(subject.compute_loss(subject.cache["start.batch"].inputs))
+        inputs = subject.cache["start.batch"].inputs
+        large = read_head(subject.model, inputs, watch.outputs, smoothing=head.smoothing)
+    finally:
+        hook.remove()
+    return not abs(seen - ratio * (large.loss() + large.auxiliary)) <= 0.02 * abs(seen)
 
 
 def is_loaded(subject: Subject) -> bool:

@@ -82,9 +82,12 @@ def measure_dropout(subject: Subject) -> Iterator[DropoutRates]:
     """Collect the rates of dropout modules and of the config."""
     model = bare(subject.model)
     head = tuple(part for part in output_parts(model)[0].split(", ") if part)
+    base = getattr(model, "base_model", model)
+    inside = {id(module) for module in (base if isinstance(base, nn.Module) else model).modules()}
     rates: dict[str, float] = {}
     for name, module in model.named_modules():
-        if isinstance(module, DROPOUTS) and not name.startswith(head):
+        # what stands after the base model drops before an output, as some families do by 0.8
+        if isinstance(module, DROPOUTS) and id(module) in inside and not name.startswith(head):
             last = ".".join(part for part in name.split(".") if not part.isdigit())
             if not any(word in last for word in OTHER_RATES):
                 rates[last] = max(rates.get(last, 0.0), float(module.p))

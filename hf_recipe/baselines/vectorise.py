@@ -63,6 +63,8 @@ def measure_one_by_one(subject: Subject) -> Iterator[OneByOne]:
     mask = batch.inputs.get("attention_mask")
     mask = mask if isinstance(mask, torch.Tensor) else None
     pads = pad_positions(subject, batch.inputs, mask)
+    if mask is not None and mask.ndim > 2:
+        raise Skip("the batch brings a mask of its own shape, which no single row's would have")
     with torch.no_grad():
         whole = trace(subject, batch, grasp=False)
         parts = [trace(subject, _alone(batch, pads, row), grasp=False) for row in range(rows)]

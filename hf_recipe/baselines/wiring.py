@@ -20,7 +20,7 @@ from hf_recipe.baselines.rehearsal import EvaluationRehearsal
 from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.batches import stream_reason
-from hf_recipe.instruments.overrides import mentions, replaces
+from hf_recipe.instruments.overrides import mentions, replaces, strings
 from hf_recipe.instruments.subject import Subject
 
 
@@ -111,11 +111,15 @@ def _forward(subject: Subject) -> Any:
 def _candidates(
     keys: tuple[str, ...], accepted: tuple[str, ...], subject: Subject
 ) -> tuple[str, ...]:
-    """Batch keys that the forward takes and that are no known input; likely names first."""
+    """Batch keys that forward or compute_loss take and that are no known input; likely first."""
     inputs = {"attention_mask", "token_type_ids", "position_ids", "pixel_values", "input_ids"}
     inputs.add(str(getattr(subject.model, "main_input_name", "input_ids")))
     inputs |= set(getattr(subject.processing_class, "model_input_names", ()))
     found = [k for k in keys if k in accepted and k not in inputs]
+    trainer = subject.trainer
+    if not found and trainer is not None and replaces(trainer, "compute_loss"):
+        taken = type(trainer).compute_loss.__code__  # it takes the targets out before the forward
+        found = [k for k in keys if k not in inputs and k in strings(taken)]
     likely = [k for k in found if any(w in k.lower() for w in ("label", "target", "class"))]
     return tuple(likely or [k for k in found if k in ("y", "answer", "answers")] or found[-1:])
 

@@ -1,8 +1,9 @@
 """What is left of the gradient after clipping?
 
 Under Adam the scale of the gradient cancels, and clipping most steps at 1.0 is usual; under SGD
-clipping every step makes the norm constant, and the learning rate no longer means what it says.
-A threshold far below what the optimizer can resolve leaves no update at all.
+clipping every step makes the norm constant, and the learning rate no longer means what it says:
+at the Trainer's default of 1.0 by a factor of a few, which a decaying rate allows for, and is told
+as a note. A threshold far below what the optimizer can resolve leaves no update at all.
 """
 
 from __future__ import annotations
@@ -78,7 +79,10 @@ def cut_away(
     clipping: Clipping,
     *,
     most: Annotated[float, "share of steps; a threshold for outliers cuts a few"] = 0.9,
-    kept: Annotated[float, "share of the gradient that is left, under SGD"] = 0.01,
+    kept: Annotated[float, "share of the gradient that is left: cut to almost nothing"] = 0.01,
+    kept_sgd: Annotated[
+        float, "the same where the rate alone scales the step: a rate ten times smaller; judged"
+    ] = 0.1,
     resolved: Annotated[
         float, "times the optimizer's epsilon; below it the update shrinks with the gradient"
     ] = 10.0,
@@ -89,10 +93,12 @@ def cut_away(
         return
     left = clipping.threshold / clipping.typical
     each = min(clipping.threshold, clipping.typical) / math.sqrt(max(clipping.parameters, 1))
-    lost = each < resolved * clipping.epsilon if clipping.scale_free else left < kept
-    severity: Any = "warning" if lost or not clipping.scale_free else "note"
+    lost = clipping.scale_free and each < resolved * clipping.epsilon
+    severity: Any = "note"
+    if lost or left < (kept if clipping.scale_free else kept_sgd):
+        severity = "warning"
     more = ""
-    if lost and clipping.scale_free:
+    if lost:
         more = f"; {each:.1g} a number is left, and the optimizer adds eps={clipping.epsilon:.1g}"
     yield Fault(
         f"{clipping.clipped} of {clipping.steps} gradients are clipped at {clipping.threshold:.3g}"

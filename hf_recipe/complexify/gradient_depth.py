@@ -84,7 +84,7 @@ def exploding(
     *,
     share: Annotated[
         float, "of the last matrices' gradient; healthy deep networks stay below a hundred"
-    ] = 1e4,
+    ] = 1e3,
     matrices: Annotated[int, "from the input on"] = 2,
     needed: Annotated[int, "samples in a row"] = 2,
 ) -> Iterator[Fault]:

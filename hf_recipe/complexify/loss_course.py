@@ -15,7 +15,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from hf_recipe.complexify.nonfinite_origin import NonFiniteOrigin, began_in
+from hf_recipe.complexify.nonfinite_origin import (
+    FIXES,
+    FOLLOWS,
+    NonFiniteOrigin,
+    began_in,
+    told,
+)
 from hf_recipe.core.check import Check, Measurement, Monitor
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.window import Evaluation, Window
@@ -38,6 +44,7 @@ class NonFiniteSteps(Measurement):
         first_norm: the first of those in the unbroken run of bad steps that led to now, or to
             `first_loss`.
         longest_norms: most such steps in a row.
+        where, began: where the first of them began, as a kind and in words; "" where not known.
     """
 
     steps: int
@@ -49,6 +56,8 @@ class NonFiniteSteps(Measurement):
     norms: int
     first_norm: int | None
     longest_norms: int
+    where: str = ""
+    began: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,8 @@ def follow_steps(
     if not state["steps"] or not due or (bad == state["told"] and not window.ended):
         return state, None
     state["told"] = bad
+    origin = seen.get(NonFiniteOrigin.kind()) if state["losses"] else None
+    assert origin is None or isinstance(origin, NonFiniteOrigin)
     return state, NonFiniteSteps(
         steps=state["steps"],
         losses=state["losses"],
@@ -132,6 +143,8 @@ def follow_steps(
         norms=state["norms"],
         first_norm=state["first_norm"],
         longest_norms=state["longest"],
+        where=origin.where if origin else "",
+        began=told(origin) if origin else "",
     )
 
 
@@ -185,13 +198,16 @@ def steps_not_finite(
         )
         yield Fault(
             f"the training loss is {steps.value} at step {steps.first_loss}{where}, and was not "
-            f"finite in {steps.losses} of {steps.steps} steps, whatever the log shows{gradient}",
+            f"finite in {steps.losses} of {steps.steps} steps, whatever the log shows{gradient}"
+            + (f"; {steps.began}" if steps.began else ""),
+            fix=FIXES.get(steps.where),
             evidence={
                 "seen": f"{steps.value} at step {steps.first_loss}",
                 "expected": "finite",
                 "first_step": steps.first_loss,
                 "steps": steps.losses,
                 "first_gradient_step": steps.first_norm,
+                "follows_from": FOLLOWS.get(steps.where),
             },
             examples=steps.rows,
         )

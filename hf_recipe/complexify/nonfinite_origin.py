@@ -17,13 +17,16 @@ from hf_recipe.core.check import Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.subject import Subject
 
+IGNORED = -100
+
 
 @dataclass(frozen=True)
 class NonFiniteOrigin(Measurement):
     """The first tensor that was not finite, in the order in which they are computed.
 
     Attributes:
-        where: "parameter", "input", "output" (of a module), "loss", "gradient" or "" (none found).
+        where: "parameter", "input", "output" (of a module), "labels" (none counts, so the mean is
+            over nothing), "loss", "gradient" or "" (none found).
         name: of the parameter, input column or module ("" is the model itself).
         module: its class.
         numbers, bad: numbers in that tensor, and those NaN or infinite.
@@ -79,6 +82,9 @@ def first_nonfinite(
         name, kind, values, bad, rows = trace.found
         return NonFiniteOrigin("output", name, kind, values, bad, rows, step)
     if not bool(torch.isfinite(loss.detach()).all()):
+        labels = inputs.get("labels")
+        if isinstance(labels, torch.Tensor) and labels.numel() and bool((labels == IGNORED).all()):
+            return NonFiniteOrigin("labels", "labels", "", labels.numel(), labels.numel(), (), step)
         return NonFiniteOrigin("loss", "", "", loss.numel(), loss.numel(), (), step)
     if backward and loss.requires_grad:
         return _first_gradient(model, loss, step)
@@ -189,27 +195,47 @@ def _rows(tensor: torch.Tensor, size: int) -> tuple[int, ...]:
     return tuple(wrong.nonzero().flatten().tolist()[:64])
 
 
-def began_in(origin: NonFiniteOrigin) -> Iterator[Fault]:
-    """Say which tensor was the first that was not finite."""
+def told(origin: NonFiniteOrigin) -> str:
+    """Where it began, in words; "" where that was not found."""
     if not origin.where:
-        return
+        return ""
     what = {
         "parameter": f"the weights of {origin.name} were not finite before the step",
         "input": f"the input {origin.name} is not finite",
         "output": f"it began in the output of {origin.name or 'the model'} ({origin.module})",
+        "labels": "no label of the batch counts, so that their mean is 0 / 0",
         "loss": "it began in the loss: the model's outputs are finite",
         "gradient": f"it began in the backward pass: gradient of {origin.name}",
     }[origin.where]
     rows = f", batch rows {', '.join(map(str, origin.batch_rows[:8]))}" if origin.batch_rows else ""
+    return f"{what} ({origin.bad:,} of {origin.numbers:,} numbers{rows})"
+
+
+# What mends it, by where it began; elsewhere the check's own line holds.
+FIXES = {
+    "input": "dataset = dataset.filter(lambda row: isfinite(row[column]).all())",
+    "labels": "look at batch['labels']: does the response template occur, is max_length enough?",
+    "loss": "F.cross_entropy(logits, labels)  # for log(softmax(x)); or log(p.clamp_min(1e-8))",
+    "gradient": "(x + 1e-8).sqrt()  # sqrt, norm, x / std and arccos have no slope at their edge",
+}
+# Errors of other checks that this one follows from, where it began there.
+FOLLOWS = {"input": "missing-value", "labels": "labels-masked"}
+
+
+def began_in(origin: NonFiniteOrigin) -> Iterator[Fault]:
+    """Say which tensor was the first that was not finite."""
+    if not origin.where:
+        return
     at = f" at step {origin.step}" if origin.step is not None else ""
     yield Fault(
-        f"the training loss is not finite{at}; {what} "
-        f"({origin.bad:,} of {origin.numbers:,} numbers{rows})",
+        f"the training loss is not finite{at}; {told(origin)}",
+        fix=FIXES.get(origin.where),
         evidence={
             "seen": f"{origin.where} {origin.name}".strip(),
             "expected": "finite",
             "bad": origin.bad,
             "numbers": origin.numbers,
+            "follows_from": FOLLOWS.get(origin.where),
         },
     )
 

@@ -61,6 +61,10 @@ def rounded_away(
     samples: LayerSamples,
     *,
     lost: Annotated[float, "share of the elements that a gradient reached"] = 0.5,
+    nearly_all: Annotated[
+        float, "share unchanged that is a fault although few are too coarse for any step; judged"
+    ] = 0.8,
+    some: Annotated[float, "share too coarse, enough to tell how the rest is rounded"] = 0.1,
     moved: Annotated[
         float, "of those too coarse for the rate: nearest rounding moves none, random ones some"
     ] = 0.01,
@@ -78,7 +82,10 @@ def rounded_away(
         return
     still, coarse = sum(x.still for x in layers), sum(x.coarse for x in layers)
     survived = sum(x.coarse_moved for x in layers)
-    if still <= lost * reached or coarse <= lost * reached or survived >= moved * coarse:
+    proven = still > lost * reached and coarse > lost * reached
+    if not proven and not (still > nearly_all * reached and coarse > some * reached):
+        return
+    if survived >= moved * coarse:
         return
     worst = sorted((x for x in layers if x.reached), key=lambda x: -x.still / x.reached)
     kinds = sorted({x.dtype for x in layers})
@@ -123,6 +130,14 @@ def too_small(
             fix="optimizer.step()  # and only then zero_grad()",
         )
         return
+    if len(samples.samples) >= needed and all(_stands_still(s) for s in samples.samples):
+        yield Fault(
+            f"the learning rate is 0 in every step looked at, the last of them step "
+            f"{latest[-1].step}: no weight changes",
+            evidence={"seen": "rate 0", "expected": "> 0", "step": latest[-1].step},
+            fix="TrainingArguments(..., learning_rate=1e-3)  # and the schedule's factor above 0",
+        )
+        return
     chosen = at_full_rate(samples, 0.1)[-needed:]
     if len(chosen) < needed:
         return
@@ -148,6 +163,11 @@ def too_small(
         )
     elif samples.adam:
         yield from _ruled_by_epsilon(fine, of_rate, chosen[-1].step)
+
+
+def _stands_still(sample: LayerSample) -> bool:
+    """Whether every parameter's rate is zero, and none has moved."""
+    return bool(sample.layers) and all(x.rate == 0 and x.update == 0 for x in sample.layers)
 
 
 def _rate_of_zero(sample: LayerSample) -> Iterator[Fault]:

@@ -79,10 +79,15 @@ class Finding:
         return (self.check, self.subject, self.split)
 
     def again(self, later: Finding) -> Finding:
-        """This finding, seen once more: the newest numbers, the first step, one more count."""
+        """This finding, seen once more: the newest numbers, the first step, one more count.
+
+        What was read before step 1 names the cause (a tensor that the optimizer does not hold),
+        and is not replaced by what it comes to in the run (a tensor that does not move).
+        """
         worst = min(self.severity, later.severity, key=SEVERITIES.index)
+        foreseen = self.step is None and later.step is not None and worst == self.severity
         return replace(
-            later,
+            self if foreseen else later,
             severity=worst,
             step=self.step,
             last_step=later.step if later.step is not None else self.last_step,
@@ -98,8 +103,9 @@ def fold(findings: Iterable[Finding], explains: Mapping[str, Iterable[str]]) -> 
         explains: for each check, the checks whose findings it accounts for.
 
     Returns:
-        The roots, causes before lone findings and worse before milder ones. Errors are never
-        folded, so that a second fault stays visible; nor is a finding folded under a milder one.
+        The roots, causes before lone findings and worse before milder ones. Errors are not
+        folded, so that a second fault stays visible, but for those whose own evidence names the
+        error that they follow from; nor is a finding folded under a milder one.
     """
     everything = list(findings)
     present = list(dict.fromkeys(finding.check for finding in everything))
@@ -116,7 +122,10 @@ def fold(findings: Iterable[Finding], explains: Mapping[str, Iterable[str]]) -> 
 
     def accounted(finding: Finding) -> bool:
         rank = SEVERITIES.index(finding.severity)
-        return rank > 0 and any(worst[c] <= rank for c in above[finding.check] - {finding.check})
+        proven = finding.evidence.get("follows_from") in above[finding.check] - {finding.check}
+        return (rank > 0 or proven) and any(
+            worst[c] <= rank for c in above[finding.check] - {finding.check}
+        )
 
     roots = [i for i, f in enumerate(everything) if not accounted(f)]
     under: dict[int, list[Finding]] = {}

@@ -17,6 +17,7 @@ from hf_recipe.core.check import Check, Located, Probe, Skip
 from hf_recipe.core.exhibit import Exhibit
 from hf_recipe.core.finding import Fault
 from hf_recipe.data.audio import is_audio
+from hf_recipe.data.blank import nothing_inside
 from hf_recipe.data.column_exhibits import column_tables, distributions, split_exhibits
 from hf_recipe.data.column_numbers import Columns, column_numbers
 from hf_recipe.data.hashing import flat_array, list_parts
@@ -239,7 +240,7 @@ BLANK_EXAMPLE = Check(
     why="A blank input teaches the prior alone, and often stands for a failed download or parse.",
     fix="dataset = dataset.filter(lambda row: row['text'].strip())",
     source="Karpathy 2019",
-    judges=(blank_example,),
+    judges=(blank_example, nothing_inside),
     unsure="Optional fields that are lawfully empty.",
 )
 

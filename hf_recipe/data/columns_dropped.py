@@ -18,6 +18,7 @@ from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.data.source import IDENTIFIER
 from hf_recipe.instruments.heads import bare
+from hf_recipe.instruments.overrides import strings
 from hf_recipe.instruments.subject import Subject
 
 WEIGHTS = frozenset(
@@ -105,17 +106,7 @@ def _libraries(function: Any) -> bool:
 
 def _strings(function: Any) -> set[str]:
     code = getattr(_plain(function), "__code__", None)
-    return set(_constants(code)) if code is not None else set()
-
-
-def _constants(code: types.CodeType) -> Iterator[str]:
-    for constant in code.co_consts:
-        if isinstance(constant, str):
-            yield constant
-        elif isinstance(constant, tuple):
-            yield from (item for item in constant if isinstance(item, str))
-        elif isinstance(constant, types.CodeType):
-            yield from _constants(constant)
+    return strings(code) if code is not None else set()
 
 
 def _takes_anything(function: Any) -> bool:

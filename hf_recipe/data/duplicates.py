@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+import numpy.typing as npt
 
 from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
+from hf_recipe.data.blank import blank_rows
 from hf_recipe.data.hashing import table_hashes
 from hf_recipe.data.labels import seen_counts
 from hf_recipe.data.source import Roles, Source, roles_of, source_of, splits_of
@@ -47,8 +49,16 @@ class Repeats(Measurement):
     note: str = ""
 
 
-def repeats(source: Source, inputs: tuple[str, ...], label: str | None) -> Repeats:
-    """Find copies by hash; and, where `label` holds classes, the copies that disagree."""
+def repeats(
+    source: Source,
+    inputs: tuple[str, ...],
+    label: str | None,
+    blank: npt.NDArray[np.bool_] | None = None,
+) -> Repeats:
+    """Find copies by hash; and, where `label` holds classes, the copies that disagree.
+
+    Rows that are `blank` agree in having nothing: their labels contradict nobody.
+    """
     if source.varies:
         raise Skip("a row comes out differently each time it is read, so copies cannot be seen")
     if not inputs:
@@ -77,7 +87,10 @@ def repeats(source: Source, inputs: tuple[str, ...], label: str | None) -> Repea
         return found
     places = np.empty(len(every), dtype=np.int64)
     places[order] = np.cumsum(new) - 1
-    return _conflicts(found, source, places, np.concatenate(labels))
+    told = np.concatenate(labels)
+    if blank is not None and blank.any():
+        told = np.where(blank, told[blank][0], told)
+    return _conflicts(found, source, places, told)
 
 
 def _conflicts(found: Repeats, source: Source, places: np.ndarray, labels: np.ndarray) -> Repeats:
@@ -117,7 +130,10 @@ def take_repeats(subject: Subject) -> Iterator[Located]:
         try:
             source = source_of(subject, split)
             roles = roles_of(subject, source)
-            yield Located(repeats(source, roles.inputs, _classes(subject, source, roles)), split)
+            columns = blank_rows(subject, source, roles.inputs)
+            blank = np.logical_or.reduce(list(columns.values())) if columns else None
+            classes = _classes(subject, source, roles)
+            yield Located(repeats(source, roles.inputs, classes, blank), split)
         except Skip as reason:
             reasons.append(str(reason))
     if len(reasons) == len(splits_of(subject)):

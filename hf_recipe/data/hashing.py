@@ -111,6 +111,16 @@ def list_parts(array: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     return array.values.slice(offsets[0], offsets[-1] - offsets[0]), offsets - offsets[0]
 
 
+def flat_lists(array: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    """As `list_parts`, down to the innermost elements of nested lists."""
+    values, offsets = list_parts(array)
+    values = flat_array(values)
+    while is_list(values.type):
+        values, inner = list_parts(values)
+        values, offsets = flat_array(values), inner[offsets]
+    return values, offsets
+
+
 def _bytes_hashes(array: pa.Array, offset_type: type) -> Hashes:
     _, offset_buffer, data = array.buffers()
     if not len(array):

@@ -6,27 +6,24 @@ another order, and classes going into one output (a silent regression) all train
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
-from hf_recipe.data.hashing import flat_array, is_list, is_number, list_parts, numbers
+from hf_recipe.data.collated_labels import collated_as_read, labels_as_collated, values_of
 from hf_recipe.data.labels import (
-    IGNORED,
     MOST_CLASSES,
     LabelCounts,
     count_labels,
     head_outputs,
     other_parts,
 )
-from hf_recipe.data.source import Roles, Source, roles_of, source_of, splits_of
+from hf_recipe.data.source import roles_of, source_of, splits_of
 from hf_recipe.instruments.subject import Subject
 
 
@@ -66,19 +63,25 @@ def take_on_head(subject: Subject) -> Iterator[Located]:
     if outputs is None:
         raise Skip("no model was given whose config describes a classification or regression head")
     found: dict[str, tuple[LabelCounts, npt.NDArray[np.int64], npt.NDArray[Any]]] = {}
+    changed: dict[str, tuple[LabelCounts, npt.NDArray[np.int64], npt.NDArray[Any]]] = {}
     reasons = []
     for split in splits_of(subject):
         try:
             source = source_of(subject, split)
             roles = roles_of(subject, source)
             counts = count_labels(source, roles)
-            if not collated_as_read(subject, source, roles):
-                raise Skip(f"the {split} labels are changed on their way into the batch")
-            found[split] = (counts, *_values(source, roles))
+            if collated_as_read(subject, source, roles):
+                found[split] = (counts, *values_of(source, roles))
+            else:
+                changed[split] = labels_as_collated(subject, split, counts)
         except Skip as reason:
             reasons.append(str(reason))
-    if not found:
+    if not found and not changed:
         raise Skip("; ".join(dict.fromkeys(reasons)) or "there is no data set")
+    for split, (counts, rows, values) in changed.items():
+        located = on_head(subject, counts, rows, values, outputs, set())
+        # The classes of a few batches; and the names were given to other numbers.
+        yield Located(replace(located, unused=(), unused_count=0, head_names=()), split)
     others = [values for split, (_, _, values) in found.items() if split != "train"]
     seen_elsewhere = set(np.unique(np.concatenate(others)).tolist()) if others else set()
     for split, (counts, rows, values) in found.items():
@@ -137,60 +140,6 @@ def has_own_loss(subject: Subject) -> bool:
         type(trainer).compute_loss is not Trainer.compute_loss
         or trainer.compute_loss_func is not None
     )
-
-
-def _values(source: Source, roles: Roles) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
-    """Every label that counts, flat, with the data set row it belongs to."""
-    rows, values, start = [], [], 0
-    for chunk in source.chunks([roles.label or ""]):
-        array = flat_array(chunk.column(0))
-        numbered = source.rows[start : start + len(array)]
-        start += len(array)
-        if is_list(array.type):
-            elements, offsets = list_parts(array)
-            array, numbered = flat_array(elements), np.repeat(numbered, np.diff(offsets))
-        if not is_number(array.type):
-            raise Skip(f"the {source.name} labels are not numbers")
-        flat = numbers(array)
-        there = np.asarray(array.is_valid()) & np.isfinite(flat) & (flat != IGNORED)
-        rows.append(numbered[there])
-        values.append(flat[there])
-    return np.concatenate(rows), np.concatenate(values)
-
-
-def collated_as_read(subject: Subject, source: Source, roles: Roles) -> bool:
-    """Whether a small batch carries the labels that stand in the data set."""
-    if subject.cache.get("raw"):
-        return True  # the rows are looked at by themselves, without a collator
-    rows = subject.rows(source.name)
-    chosen = [int(i) for i in source.rows[:: max(1, len(source) // 8)][:8]]
-    batch = rows.batch(chosen)
-    if not isinstance(batch.labels, torch.Tensor):
-        return False
-    collated = batch.labels.detach().cpu().double().flatten()
-    raw = [_flat_numbers(label) for label in _stored_labels(rows.dataset, chosen, roles.label)]
-    wanted = torch.tensor([v for row in raw for v in row], dtype=torch.float64)
-    if collated.numel() != wanted.numel():  # padded
-        collated, wanted = collated[collated != IGNORED], wanted[wanted != IGNORED]
-    return collated.shape == wanted.shape and bool(
-        torch.allclose(collated, wanted, rtol=1e-3, equal_nan=True)
-    )
-
-
-def _stored_labels(dataset: Any, chosen: Sequence[int], label: str | None) -> list[Any]:
-    """The labels as they are stored: a `set_transform` may rename them on the fly."""
-    import datasets
-
-    if isinstance(dataset, datasets.Dataset):
-        return list(dataset.select_columns([label]).with_format(None).select(chosen)[label])
-    rows = [dataset[i] for i in chosen]
-    return [row[label] if isinstance(row, Mapping) else row[int(label or 0)] for row in rows]
-
-
-def _flat_numbers(value: Any) -> list[float]:
-    if isinstance(value, str) or value is None:
-        return [math.nan]
-    return np.asarray(value, dtype=np.float64).reshape(-1).tolist()
 
 
 # ---------------------------------------------------------------- verdicts

@@ -6,6 +6,7 @@ which need no scaling and see clusters and interactions that no line could.
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -97,15 +98,33 @@ def read_columns(
 
     if isinstance(dataset, datasets.Dataset):
         some = dataset.select_columns(list(names)).select(chosen)
-        for name, feature in dataset.features.items():
-            if name in names and isinstance(feature, datasets.Audio):  # nothing here hears it
-                some = some.cast_column(name, datasets.Audio(decode=False))
+        files = [n for n in names
+                 if isinstance(dataset.features[n], (datasets.Audio, datasets.Image))]  # fmt: skip
+        for name in files:
+            some = some.cast_column(name, type(dataset.features[name])(decode=False))
         found: dict[str, list[Any]] = some[:]
+        for name in files:  # nothing here hears a recording
+            if isinstance(dataset.features[name], datasets.Image):
+                found[name] = [opened(cell) for cell in found[name]]
         return found
     rows = [dataset[int(i)] for i in chosen]
     if isinstance(rows[0], Mapping):
         return {name: [row.get(name) for row in rows] for name in names}
     return {name: [row[int(name)] for row in rows] for name in names}
+
+
+def opened(cell: Mapping[str, Any] | None) -> Any:
+    """An image file as a PIL picture; None where it cannot be read."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not cell or not (cell["bytes"] or cell["path"]):
+        return None
+    try:
+        picture = Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"])
+        picture.load()
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
+        return None
+    return picture
 
 
 def features_and_model(columns: Mapping[str, list[Any]], kept: Any) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ which they will be drawn, are compared with the same labels shuffled.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator as Iterate
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from hf_recipe.instruments.subject import Subject
 
 WINDOWS = 64
 ARROW_ROWS, OTHER_ROWS = 16_384, 1_024  # most rows read, of an Arrow and of another data set
+QUARTERS = 4  # parts of a pass over the data
 BINS = 4  # quantile bins of a regression target
 
 
@@ -40,6 +42,8 @@ class DrawnOrder(Measurement):
         classes: different labels seen (or bins of a number).
         entropy: mean entropy of a window's labels, in nats.
         shuffled: the same after shuffling all of them.
+        composed: whether a sampler puts its windows together from all over the data set, and every
+            quarter of a pass holds the labels of the whole.
     """
 
     sampler: str
@@ -49,6 +53,7 @@ class DrawnOrder(Measurement):
     classes: int = 0
     entropy: float = 0.0
     shuffled: float = 0.0
+    composed: bool = False
 
 
 def measure_order(subject: Subject) -> Iterate[DrawnOrder]:
@@ -81,7 +86,18 @@ def measure_order(subject: Subject) -> Iterate[DrawnOrder]:
         classes=len(np.unique(classes)),
         entropy=_mean_entropy(classes),
         shuffled=_mean_entropy(mixed),
+        composed=_composed(order, classes),
     )
+
+
+def _composed(order: npt.NDArray[np.int64], classes: npt.NDArray[np.int64]) -> bool:
+    """Whether windows (windows, rows) of few labels look like batches made on purpose."""
+    if len(classes) < QUARTERS or float((np.diff(order) > 0).mean()) > 0.9:  # as stored, or sorted
+        return False
+    edges = np.linspace(0, len(classes), QUARTERS + 1).astype(int)
+    parts = [classes[a:b].reshape(1, -1) for a, b in itertools.pairwise(edges)]
+    whole = _mean_entropy(classes.reshape(1, -1))
+    return sum(map(_mean_entropy, parts)) / QUARTERS > 0.9 * whole
 
 
 def _sampler(subject: Subject) -> Any:
@@ -167,7 +183,11 @@ def ordered_examples(
         float, "of the entropy of shuffled windows: half the labels of a window say nothing new"
     ] = 0.5,
 ) -> Iterate[Fault]:
-    """Windows that hold far fewer different labels than shuffled ones would."""
+    """Windows that hold far fewer different labels than shuffled ones would.
+
+    Batches that a sampler composes of few classes, all of which come round, are meant so: metric
+    learning needs several rows of a class at a time. They are a note.
+    """
     if drawn.shuffles or drawn.classes < 2 or not drawn.shuffled > 0.1 * math.log(2):
         return
     if not drawn.entropy < fraction * drawn.shuffled:
@@ -177,6 +197,7 @@ def ordered_examples(
         f"{drawn.entropy:.2f} nats of label entropy, {drawn.shuffled:.2f} when shuffled "
         f"({drawn.sampler})",
         subject="order",
+        severity="note" if drawn.composed else None,
         evidence={
             "seen": f"{drawn.entropy:.2f} nats",
             "expected": f"{drawn.shuffled:.2f} nats",

@@ -22,10 +22,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
-from hf_recipe.core.finding import Fault
+from hf_recipe.core.finding import Fault, Severity
 from hf_recipe.data.hashing import Hashes, is_list, row_bits, table_hashes
 from hf_recipe.data.near import near_leak
 from hf_recipe.data.source import Roles, Source, roles_of, source_of
+from hf_recipe.instruments.batches import has_rows
 from hf_recipe.instruments.subject import Subject
 
 Flags = npt.NDArray[np.bool_]
@@ -48,6 +49,7 @@ class SplitOverlap(Measurement):
         poor_expected, poor_deviation: the same for the others.
         same_data: the evaluation set is the training set itself.
         declared: the evaluation set's name says that it is training data.
+        copied: rows, of both splits, that were copied before they were split; see `copied`.
         note: how much was read, where not all was.
         examples: evaluation rows that are copies, rich ones first.
     """
@@ -66,6 +68,7 @@ class SplitOverlap(Measurement):
     poor_deviation: float = 0.0
     same_data: bool = False
     declared: bool = False
+    copied: int = 0
     note: str = ""
     examples: tuple[int, ...] = ()
 
@@ -94,7 +97,7 @@ def overlap(subject: Subject, train: Source, evaluation: Source) -> SplitOverlap
         raise Skip(f"train and {evaluation.name} share no input column")
     if train.varies or evaluation.varies:
         raise Skip("a row comes out differently each time it is read, so copies cannot be seen")
-    same = _same_data(subject, evaluation.name)
+    same = is_training_set(subject, evaluation.name)
     declared = "train" in evaluation.name.lower()
     train_hashes, hashes = _hashes(train, columns), _hashes(evaluation, columns)
     distinct, places, counts = np.unique(train_hashes, return_inverse=True, return_counts=True)
@@ -130,6 +133,7 @@ def overlap(subject: Subject, train: Source, evaluation: Source) -> SplitOverlap
             "rich_deviation": rich_deviation,
             "poor_expected": poor_expected,
             "poor_deviation": poor_deviation,
+            "copied": copied(train_hashes, hashes) if len(hashes) else 0,
             "examples": tuple(int(evaluation.rows[i]) for i in order[:20]),
         }
     )
@@ -213,12 +217,46 @@ def _relabelled(
     return int((found & ~np.isin(wanted, pairs)).sum())
 
 
-def _same_data(subject: Subject, split: str) -> bool:
+def is_training_set(subject: Subject, split: str) -> bool:
+    """Whether an evaluation set is the training set: itself, or the same inputs row by row."""
     train, evaluation = subject.rows("train").dataset, subject.rows(split).dataset
     if train is evaluation:
         return True
     fingerprints: list[Any] = [getattr(d, "_fingerprint", None) for d in (train, evaluation)]
-    return fingerprints[0] is not None and fingerprints[0] == fingerprints[1]
+    if fingerprints[0] is not None and fingerprints[0] == fingerprints[1]:
+        return True
+    if not (has_rows(train) and has_rows(evaluation)) or len(train) != len(evaluation):
+        return False
+    try:
+        one, two = source_of(subject, "train"), source_of(subject, split)
+        columns = roles_of(subject, one).inputs
+    except Skip:
+        return False
+    if not columns or not set(columns) <= set(two.columns) or one.varies or two.varies:
+        return False
+    hashes = _hashes(one, columns)
+    return len(hashes) > 1 and bool((hashes == _hashes(two, columns)).all())
+
+
+def copied(train: Hashes, evaluation: Hashes) -> int:
+    """Rows of inputs that stand so and so often as copies do, and as no chance would have it.
+
+    Inputs that repeat because their world is small come k times with frequencies p_k of a mixture
+    of Poisson distributions, for which k p_k^2 <= (k + 1) p_(k-1) p_(k+1) (Cauchy and Schwarz):
+    many twins mean some triplets. Rows copied before the split (a class repeated to even out its
+    share, a data set joined to itself) leave a hole there.
+
+    Returns:
+        Rows of the inputs that come that often; 0 where there is no such hole.
+    """
+    _, counts = np.unique(np.concatenate([train, evaluation]), return_counts=True)
+    seen = np.bincount(counts, minlength=3).astype(float)
+    seen = np.concatenate([seen, [0.0]])
+    for times in range(len(seen) - 2, 1, -1):
+        wanted = times * seen[times] ** 2 / ((times + 1) * max(seen[times - 1], 1.0))
+        if seen[times] >= 20 and wanted >= 12 and seen[times + 1] <= wanted / 4:
+            return int(times * seen[times])
+    return 0
 
 
 def split_leak(
@@ -245,16 +283,23 @@ def split_leak(
         rich_beyond and excess > overlap.poor_deviation
     )
     small_world = overlap.train_rows > mean_copies * overlap.train_distinct
+    copied_before = overlap.copied > 0 and overlap.rich > 0 and not small_world
+    rich_beyond = rich_beyond or copied_before
     leaked = (poor if poor_leaks else 0) + (overlap.rich if rich_beyond or not small_world else 0)
     if not leaked:
         return
     share = leaked / overlap.rows
     expected = overlap.rich_expected + overlap.poor_expected
-    proven = (poor_leaks or rich_beyond) and share >= error_fraction
+    beyond_chance = poor_leaks or rich_beyond
     parts = [f"{leaked:,} of {overlap.rows:,} rows ({share:.1%}) stand in the training set too"]
     if overlap.relabelled:
         parts.append(f"{overlap.relabelled:,} of them under another label")
-    if not (poor_leaks or rich_beyond):
+    if copied_before:
+        parts.append(
+            f"{overlap.copied:,} rows of both were copied before they were split: their inputs "
+            "come as often as copies do and as no chance would have it"
+        )
+    elif not beyond_chance:
         parts.append(
             "as many as a random split of a training set that repeats itself would give"
             if expected >= 0.5
@@ -262,11 +307,14 @@ def split_leak(
         )
     if overlap.note:
         parts.append(overlap.note)
-    # Rows that recur in training as often are the data's nature: a small world, or old copies.
-    by_nature = not (poor_leaks or rich_beyond) and expected >= 0.5
+    # What a random split of such rows gives is the data's nature: repeats, and a stray twin or two.
+    loud: Severity = "error" if share >= error_fraction else "warning"
     yield Fault(
         message="; ".join(parts) + f" (compared: {', '.join(overlap.columns)})",
-        severity="error" if proven else "note" if by_nature else "warning",
+        severity=loud if beyond_chance else "note",
+        fix='parts = whole.train_test_split(0.2)  # first; then repeat rows of parts["train"]'
+        if copied_before
+        else None,
         evidence={
             "seen": f"{leaked:,} copies",
             "expected": "none" if expected < 0.5 else f"{expected:.0f} by repetition alone",

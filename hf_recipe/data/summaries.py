@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 from hf_recipe.data.hashing import (
     array_hashes,
     flat_array,
+    flat_lists,
     is_list,
     is_number,
     list_parts,
@@ -130,12 +131,11 @@ class Summary:
         self.add_scores(lengths.astype(np.float64), rows, valid)
 
     def _add_lists(self, array: pa.Array, rows: Integers, valid: Any) -> None:
-        values, offsets = list_parts(array)
-        lengths = np.diff(offsets)
+        lengths = np.diff(list_parts(array)[1])
         self._lengths(lengths, valid)
         self.add_scores(lengths.astype(np.float64), rows, valid)
         self._blank(rows, valid & (lengths == 0))
-        values = flat_array(values)
+        values, offsets = flat_lists(array)
         if is_number(values.type):
             self.kind = "numbers"
             raw = numbers(values)
@@ -145,7 +145,7 @@ class Summary:
             self._values(flat[finite])
             self._elements(np.where(finite, flat, np.nan), lengths)
             if not finite.all():
-                owner = np.repeat(np.arange(len(array)), lengths)
+                owner = np.repeat(np.arange(len(array)), np.diff(offsets))
                 broken = np.zeros(len(array), dtype=bool)
                 broken[owner[~finite]] = True
                 self._broken(rows, broken)

@@ -23,7 +23,7 @@ SOFTMAX, BINARY, REGRESSION = (
     "multi_label_classification",
     "regression",
 )
-UNEVEN_TASKS = ("causal", "masked", "seq2seq", "tokens")  # words; tags, where "none" rules
+UNEVEN_TASKS = ("causal", "masked", "seq2seq", "tokens", "segmentation")  # words; "none" rules
 Rebuild = Callable[[torch.Tensor], torch.Tensor]
 
 

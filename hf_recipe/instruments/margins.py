@@ -1,8 +1,10 @@
 """The margin of every training row's label, as the run's own forward passes show it.
 
 A margin is taken before the step that learns from the row, so that in the first pass it is out of
-sample. One forward hook keeps references to the logits; they are turned into margins at a flush,
-all steps together, so that a step pays for little more than the hook.
+sample. What the run says while it is wrong about most rows is not taken: it does not know yet, and
+at a high rate it leans, surely, to one class now and to another soon. One forward hook keeps
+references to the logits; they are turned into margins at a flush, all steps together, so that a
+step pays for little more than the hook.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from hf_recipe.instruments.row_losses import logits_of
 
 MOST_ROWS = 500_000  # of a data set that are followed; beyond, every second, third, ...
 MOST_KEPT = 1 << 20  # logits that may wait for a flush
+KNOWS = 0.5  # share of the rows contradicted, up to which the run is a witness at all
+RECENT, CHUNK = 128, 16  # rows of which that is the share, and after how many it is told anew
 STRANGE = 0.05  # share of the rows whose label changes, from which row numbers are not believed
 
 
@@ -46,6 +50,7 @@ class MarginWatch:
         self.labels = np.full(size, -1, dtype=np.int32)
         self.others = np.zeros(size, dtype=np.int32)
         self._strange = self._seen = self._kept = 0
+        self._contradicted = 1.0  # running share of the recent rows
         self._shapes: Any = None  # of the last micro-batch that was suited
         self._logits: list[torch.Tensor] = []
         self._waiting: list[tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]] = []
@@ -130,6 +135,7 @@ class MarginWatch:
             "rows": len(self.sums),
             "sums": base64.b64encode(self.sums.astype(np.float16).tobytes()).decode(),
             "counts": base64.b64encode(self.counts.astype(np.uint16).tobytes()).decode(),
+            "contradicted": self._contradicted,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -139,6 +145,7 @@ class MarginWatch:
         sums = np.frombuffer(base64.b64decode(state["sums"]), dtype=np.float16)
         counts = np.frombuffer(base64.b64decode(state["counts"]), dtype=np.uint16)
         self.sums, self.counts = sums.astype(np.float32), counts.astype(np.int32)
+        self._contradicted = float(state.get("contradicted", 1.0))
 
     # ---------------------------------------------------------------- inside
 
@@ -170,11 +177,22 @@ class MarginWatch:
             self.reason = "labels of the same rows change, so their row numbers are not known"
             self.disarm()
         kept = np.flatnonzero(inside)[same]
+        self.labels[places[kept]] = labels[kept].astype(np.int32)
+        kept = kept[self._knows(margins)[kept]]
         where = places[kept]
         np.add.at(self.sums, where, margins[kept].astype(np.float32))
         np.add.at(self.counts, where, 1)
-        self.labels[where] = labels[kept].astype(np.int32)
         self.others[where] = others[kept].astype(np.int32)
+
+    def _knows(self, margins: Any) -> npt.NDArray[np.bool_]:
+        """Which margins, in their order, were taken while most recent labels were confirmed."""
+        knows = np.zeros(len(margins), dtype=bool)
+        for start in range(0, len(margins), CHUNK):
+            chunk = margins[start : start + CHUNK]
+            knows[start : start + CHUNK] = self._contradicted <= KNOWS
+            wrong = float((chunk < 0).mean())
+            self._contradicted += (wrong - self._contradicted) * min(1.0, len(chunk) / RECENT)
+        return knows
 
 
 def _shapes(logits: list[torch.Tensor], labels: Any, rows: tuple[int, ...]) -> Any:

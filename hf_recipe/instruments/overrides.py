@@ -70,3 +70,16 @@ def mentions(code: types.CodeType, name: str) -> bool:
     """Whether a name stands in a code object or in one nested in it."""
     nested = (c for c in code.co_consts if isinstance(c, types.CodeType))
     return name in code.co_names or any(mentions(c, name) for c in nested)
+
+
+def strings(code: types.CodeType) -> set[str]:
+    """The strings that stand in a code object, or in one nested in it."""
+    found: set[str] = set()
+    for constant in code.co_consts:
+        if isinstance(constant, str):
+            found.add(constant)
+        elif isinstance(constant, tuple):
+            found.update(item for item in constant if isinstance(item, str))
+        elif isinstance(constant, types.CodeType):
+            found |= strings(constant)
+    return found

@@ -30,9 +30,12 @@ def quiet(*models: nn.Module | None, trainer: Any = None) -> Iterator[None]:
 
     Args:
         models: modules that may be run inside; wrapped and unwrapped forms may both be given.
-        trainer: if given, its ``current_flos`` and its accelerator's GradientState are kept.
+        trainer: if given, its ``current_flos`` and its accelerator's GradientState are kept, and
+            the modules that it holds besides its model (teachers, reference models, losses with
+            parameters) are left as they were, too.
     """
-    modules = {id(m): m for model in models if model is not None for m in model.modules()}
+    every = [model for model in models if model is not None] + held_modules(trainer)
+    modules = {id(m): m for model in every for m in model.modules()}
     parameters = {id(p): p for m in modules.values() for p in m.parameters(recurse=False)}
     buffers = {
         id(b): b for m in modules.values() for b in m.buffers(recurse=False) if b is not None
@@ -76,6 +79,16 @@ def quiet(*models: nn.Module | None, trainer: Any = None) -> Iterator[None]:
             state._set_sync_gradients(sync)
             state.dataloader_references = references
         restore_random_state(generators)
+
+
+def held_modules(trainer: Any) -> list[nn.Module]:
+    """The modules that a Trainer holds as attributes, alone or in a list or dict."""
+    found: list[nn.Module] = []
+    for value in vars(trainer).values() if trainer is not None else ():
+        items = list(value.values()) if isinstance(value, dict) else value
+        items = items if isinstance(items, (list, tuple)) else [items]
+        found += [item for item in items if isinstance(item, nn.Module)]
+    return found
 
 
 def save_random_state() -> dict[str, Any]:

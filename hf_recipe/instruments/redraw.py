@@ -36,6 +36,13 @@ class OutputLayer:
     tied: bool
 
     @property
+    def weight(self) -> torch.Tensor:
+        """The layer's weight."""
+        weight = self.module.weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+    @property
     def bias(self) -> torch.Tensor | None:
         """The bias, or None where the layer was built without one."""
         bias = getattr(self.module, "bias", None)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 
 from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
+from hf_recipe.data.splits import is_training_set
 from hf_recipe.instruments.subject import Subject
 
 LOWER = frozenset(
@@ -126,8 +127,7 @@ def measure_evaluation_rows(subject: Subject) -> Iterator[Located]:
                 name=name,
                 rows=len(rows),
                 labels_per_row=max(many, 1),
-                is_training_set=subject.train is not None
-                and _same(subject.train.dataset, rows.dataset),
+                is_training_set=subject.train is not None and is_training_set(subject, name),
                 declared="train" in name.lower(),
                 split=str(getattr(rows.dataset, "split", None) or ""),
                 chooses=chooses,
@@ -135,13 +135,6 @@ def measure_evaluation_rows(subject: Subject) -> Iterator[Located]:
             ),
             name,
         )
-
-
-def _same(train: Any, evaluation: Any) -> bool:
-    if train is evaluation:
-        return True
-    prints = [getattr(each, "_fingerprint", None) for each in (train, evaluation)]
-    return prints[0] is not None and prints[0] == prints[1]
 
 
 # ---------------------------------------------------------------- verdicts

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from hf_recipe.instruments.compare import Outcome
 from hf_recipe.runner.models import load_saved
+from hf_recipe.runner.setup import Setup
 from hf_recipe.tune.distillation import DistillationTrainer, DistillationTrainingArguments
 from hf_recipe.tune.ensemble import Ensemble
+from hf_recipe.tune.teacher_gain import fidelity
 
 ALPHA, TEMPERATURE = 0.5, 2.0
 
@@ -37,3 +41,11 @@ def distillation_trainer(teacher: str, common: Mapping[str, Any]) -> Distillatio
     args = DistillationTrainingArguments.of(common["args"])
     args.alpha, args.distill_temperature = ALPHA, TEMPERATURE
     return DistillationTrainer(**{**common, "args": args}, teacher=load_together(teacher))
+
+
+def with_fidelity(outcome: Outcome, trainer: Any, setup: Setup) -> Outcome:
+    """An outcome with what has arrived of the teacher, if validation rows were not learned from."""
+    if not setup.teacher or setup.part != "train":
+        return outcome
+    arrived = fidelity(trainer)[0].values()
+    return replace(outcome, facts={**outcome.facts, "fidelity": arrived})

@@ -30,6 +30,7 @@ from hf_recipe.instruments.distributed import rank, world_size
 from hf_recipe.regularize.augment import Augmentation
 from hf_recipe.runner.beside import look_beside, shared_outcome
 from hf_recipe.runner.data import Data
+from hf_recipe.runner.distil import distillation_trainer, with_fidelity
 from hf_recipe.runner.feed import Feed
 from hf_recipe.runner.kept import MOST, Kept
 from hf_recipe.runner.ledger import Ledger, command_line, git_state, tracked
@@ -167,11 +168,7 @@ class Lab:
             if variant.key in self._watched and setup.share == 1:
                 use = plain(worth_of_fields(trainer, self.data.inputs))
                 outcome = replace(outcome, facts={**outcome.facts, "fields": use})
-            if setup.teacher and setup.part == "train":
-                from hf_recipe.tune.teacher_gain import fidelity
-
-                arrived = fidelity(trainer)[0].values()
-                outcome = replace(outcome, facts={**outcome.facts, "fidelity": arrived})
+            outcome = with_fidelity(outcome, trainer, setup)
             recipe.detach()
         if setup.keep:
             trainer.save_model(str(self.model_path(variant)))
@@ -206,8 +203,6 @@ class Lab:
             **self.measured(feed, setup.without),
         }
         if setup.teacher:
-            from hf_recipe.runner.distil import distillation_trainer
-
             trainer = distillation_trainer(setup.teacher, common)
         else:
             trainer = Trainer(**common)

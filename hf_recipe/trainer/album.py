@@ -16,6 +16,7 @@ from hf_recipe.core.check import Skip
 from hf_recipe.core.config import Settings
 from hf_recipe.core.exhibit import Answer
 from hf_recipe.core.report import Report
+from hf_recipe.examiner import UNRUNNABLE, excused
 from hf_recipe.instruments.subject import Subject
 from hf_recipe.trainer import preflight
 
@@ -36,7 +37,8 @@ class Album:
         """A run begins: remember the first layer, run the fixed rows for the first time."""
         self.subject = self.first_layer = self.predictions = None
         trainer = subject.trainer
-        if not self.wanted or (trainer is not None and preflight.sharded(trainer)):
+        fatal = any(finding.check in UNRUNNABLE for finding in self.report.flat)
+        if not self.wanted or fatal or (trainer is not None and preflight.sharded(trainer)):
             return
         self.subject = subject
         self.first_layer = FirstLayerAlbum()
@@ -109,5 +111,6 @@ class Album:
         except Skip:
             setattr(self, name, None)
         except Exception as error:  # the border: an observer does no harm
-            self.report.crashed[f"album ({name})"] = f"{type(error).__name__}: {error}"
+            if not excused(error):
+                self.report.crashed[f"album ({name})"] = f"{type(error).__name__}: {error}"
             setattr(self, name, None)

@@ -357,7 +357,7 @@ class Recipe(OwnCalls):
     def _take_up_state(self, state: Any) -> Mapping[str, Any]:
         """Ride in the TrainerState as a plain dict: saved with every checkpoint, read on resume."""
         kept = state.stateful_callbacks.get(STATE_KEY) if state.global_step > 0 else None
-        if isinstance(kept, dict) and state.global_step > self.recorder.last_step:
+        if isinstance(kept, dict) and state.global_step != self.recorder.last_step:
             self.watch.begin(dict(kept.get("monitors", {})))
             self.closing.restore(kept)
         elif state.global_step == 0:

@@ -206,8 +206,10 @@ def calibration_error(confidences: Tensor, hits: Tensor, bins: int = 15) -> floa
         confidences: (items,) in [0, 1].
         hits: (items,), 1 where the top answer was right.
 
-    Source: Guo et al. 2017.
+    NaN where a confidence is none. Source: Guo et al. 2017.
     """
+    if not bool(confidences.isfinite().all()):
+        return float("nan")
     index = (confidences * bins).long().clamp(max=bins - 1)
     gaps = torch.zeros(bins, dtype=torch.float64)
     gaps.index_add_(0, index.cpu(), (hits - confidences).double().cpu())

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
@@ -33,12 +35,33 @@ class TermWeights(Measurement):
             where there are fewer than two different labels.
         alpha: the weight of the teacher, as declared; None: not declared.
         rows: rows of the batch.
+        averaged: classes over which a `kl_div` of the loss takes its mean, besides the rows; 0:
+            none does.
     """
 
     soft: float
     hard: float | None
     alpha: float | None
     rows: int
+    averaged: int = 0
+
+
+class _Divergences(TorchFunctionMode):
+    """Notes the largest number of classes that a `kl_div` of the loss averages over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.averaged = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        named = kwargs or {}
+        if func is functional.kl_div and named.get("reduction", "mean") == "mean":
+            first = args[0] if args else named.get("input")
+            if isinstance(first, Tensor) and first.ndim > 1 and len(args) < 5:
+                self.averaged = max(self.averaged, first.shape[-1])
+        return func(*args, **named)
 
 
 def weigh_terms(subject: Subject) -> Iterator[TermWeights]:
@@ -50,7 +73,8 @@ def weigh_terms(subject: Subject) -> Iterator[TermWeights]:
         raise Skip("a batch of one row has no other row's teacher to compare with")
     subject.model.train()
     parameters = _last_parameters(subject.model)
-    base = _gradient(subject, batch.inputs, parameters)
+    with _Divergences() as divergences:
+        base = _gradient(subject, batch.inputs, parameters)
     with _rolled(teachers, rows):
         other = _gradient(subject, batch.inputs, parameters)
     dealt = _dealt(batch)
@@ -62,6 +86,7 @@ def weigh_terms(subject: Subject) -> Iterator[TermWeights]:
         hard=hard,
         alpha=vars(subject.args).get("alpha"),
         rows=rows,
+        averaged=divergences.averaged,
     )
 
 
@@ -128,7 +153,20 @@ def judge_weights(
         float, "judgement: a term of 2 % of the other's gradient is under a batch's own noise"
     ] = 0.02,
 ) -> Iterator[Fault]:
-    """A term whose share of the gradient is next to nothing."""
+    """A term whose share of the gradient is next to nothing, or is divided by the classes."""
+    if weights.averaged > 1:
+        yield Fault(
+            f"kl_div takes its mean over {weights.averaged} classes as well as over the rows: the "
+            f"teacher's term is 1/{weights.averaged} of the divergence that it is meant to be",
+            subject="the teacher",
+            evidence={
+                "seen": "reduction='mean'",
+                "expected": "reduction='batchmean'",
+                "soft": weights.soft,
+                "hard": weights.hard,
+            },
+        )
+        return
     if weights.hard is None:
         if not weights.soft > 0:
             yield _idle("the teacher", weights, "warning")

@@ -249,4 +249,5 @@ TEACHER_TRAINS = Check(
     source="Hinton et al. 2015",
     unsure="Mutual learning and online distillation train the teacher on purpose.",
     judges=(judge_state,),
+    explains=("eval-nondeterministic",),
 )

@@ -156,6 +156,19 @@ def test_its_healthy_twin_is_silent(name):
     assert relation in (None, start.relation)
 
 
+@pytest.mark.parametrize("name", ["focal", "distilled"])
+def test_a_loss_of_another_form_is_not_the_mean_times_a_constant(name):
+    """At even logits a focal loss is the mean loss times (1 - 1/K)^2; at larger ones it is not."""
+    distilled = lambda z, y: entropy(z, y) + 0.1 * entropy(z, z.detach().roll(1, 0).softmax(-1))  # noqa: E731
+    function = {"focal": GOOD_LOSSES["focal"][0], "distilled": distilled}[name]
+    model, rows = text(t.BertForSequenceClassification, t.BertConfig)
+    with torch.no_grad():
+        model.classifier.weight.mul_(1e-3)
+    findings, start = found(model, rows, cls=loss_of(function))
+    assert not findings
+    assert start.relation == "custom"
+
+
 def test_a_sigmoid_before_the_binary_loss_is_found():
     model, rows = CASES["multi-label"]()
     twice = functional.binary_cross_entropy_with_logits

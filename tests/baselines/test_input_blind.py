@@ -36,6 +36,7 @@ class TestJudging:
         [
             {"gain": 0.3, "standard_error": 0.01},
             {"gain": 0.01, "standard_error": 0.02},  # undecided
+            {"gain": 0.001, "standard_error": 0.002, "rising": True},  # on its way
             {"order": 0.8},  # overconfident, but it ranks
             {"accuracy": 0.9},
             {"steps": 20, "total_steps": 20},

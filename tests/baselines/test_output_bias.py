@@ -37,7 +37,8 @@ class TestJudgingTheGap:
         "change", [{"has_bias": False}, {"has_bias": None}, {"steps": 15.0},
                    {"problem_type": "regression"},
                    {"problem_type": "multi_label_classification"}, {"task": "masked"},
-                   {"task": "seq2seq"}, {"skew": 0.0}, {"skew": 0.1}]
+                   {"task": "seq2seq"}, {"skew": 0.0}, {"skew": 0.1},
+                   {"skew": 0.193}]  # four to one
     )  # fmt: skip
     def test_it_is_a_note_where_little_can_be_won(self, change):
         assert severities(replace(GAP, **change)) == ["note"]

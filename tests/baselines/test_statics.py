@@ -79,7 +79,7 @@ def stack(frozen, before, drawn, blocks=12):
         (
             frozen_by_accident,
             TrainableParts(**WHOLE, stacks=(stack([0, 1], False, True),)),
-            ["warning"],
+            [],
         ),
         (frozen_by_accident, TrainableParts(**WHOLE, stacks=(stack(range(12), True, True),)), []),
         (
@@ -172,6 +172,7 @@ def stack(frozen, before, drawn, blocks=12):
         (ordered_examples, DrawnOrder("SequentialSampler", False, 64, 8, 4, 0.0, 1.1), ["default"]),
         (ordered_examples, DrawnOrder("SequentialSampler", False, 64, 8, 4, 1.0, 1.1), []),
         (ordered_examples, DrawnOrder("SequentialSampler", False, 64, 8, 1, 0.0, 0.0), []),
+        (ordered_examples, DrawnOrder("PairSampler", False, 64, 8, 4, 0.5, 1.1, True), ["note"]),
     ],
 )  # fmt: skip
 def test_verdict(judge, measurement, expected):

@@ -28,7 +28,7 @@ def test_what_cannot_be_seen_is_skipped_with_its_reason(deepspeed, reason):
         is_fsdp_enabled=not deepspeed,
         is_deepspeed_enabled=deepspeed,
         accelerator=SimpleNamespace(parallelism_config=None),
-        args=SimpleNamespace(torch_compile=False),
+        args=SimpleNamespace(torch_compile=False, n_gpu=0),
         train_dataset=None,
     )
     CloserLook(examiner, trainer, Recorder()).begin(nn.Linear(2, 2))

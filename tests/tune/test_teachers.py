@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import tokenizers
@@ -175,6 +176,7 @@ def test_calibration_error_is_the_gap_of_confidence_and_accuracy():
     confidence = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.5, 0.5])
     hits = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0, 0.0])
     assert calibration_error(confidence, hits) == pytest.approx(4 / 6 * 0.15, abs=1e-6)
+    assert math.isnan(calibration_error(torch.tensor([0.5, math.nan]), torch.tensor([1.0, 0.0])))
 
 
 # ---------------------------------------------------------------- real Trainers
@@ -275,7 +277,7 @@ def test_a_vocabulary_of_the_same_size_in_another_order_is_found(tmp_path):
             teacher_processing_class=tokenizer(order),
             data_collator=tf.default_data_collator,
         )
-        found, report = examined(trainer)
+        found, report = examined(trainer, processing_class=trainer.processing_class)
         assert ("teacher-mismatch" in found) is (at is not None)
         if at is not None:
             (finding,) = (f for f in report.flat if f.check == "teacher-mismatch")
