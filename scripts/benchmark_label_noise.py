@@ -16,6 +16,7 @@ import io
 import itertools
 import math
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -36,10 +37,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hf_recipe
 from hf_recipe.data.suspect_label import rank
-from scripts.benchmark import BLOCK, median_interval
 from scripts.figures import OUT, Figures
 
 TARGET = {"sym": 0.985, "pair": 0.93}
+BLOCK = 50  # steps between two switches
 LIMIT = 1.02
 EPOCHS = 40
 
@@ -152,6 +153,16 @@ class Toggle(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.cost.append(time.process_time() - self.began)
+
+
+def median_interval(values: list[float], seed: int) -> tuple[float, float, float]:
+    """Median with its 95 % bootstrap interval, as ratios."""
+    draw = random.Random(seed)
+    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(1000))
+    middle, low, high = (
+        math.exp(v) for v in (statistics.median(values), medians[25], medians[974])
+    )
+    return middle, low, high
 
 
 def cost(steps: int, seed: int) -> tuple[float, float, float]:

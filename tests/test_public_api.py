@@ -1,6 +1,9 @@
 """The names that others build on."""
 
 import inspect
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -126,3 +129,15 @@ def test_attach_takes_what_the_contract_names():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'atach'"):
         _ = hf_recipe.atach
+
+
+def test_the_first_use_of_a_name_draws_no_random_number():
+    """Libraries draw when they are imported; the run's own draws must not move."""
+    code = (
+        "import random; random.seed(0); before = random.getstate(); import hf_recipe; "
+        "hf_recipe.attach; hf_recipe.RecipeCallback; assert random.getstate() == before"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

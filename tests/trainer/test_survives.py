@@ -150,3 +150,49 @@ def test_a_baseline_silences_what_is_known(tmp_path):
     again.train()
     assert "warmup-too-long" not in {f.check for f in second.findings}
     assert "warmup-too-long" in second.report.ran
+
+
+class Slope(torch.nn.Module):
+    """Its loss holds its own derivative, so its forward pass cannot do without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
+        )
+
+    def forward(self, x, labels=None):
+        x = x.requires_grad_(True)
+        y = self.net(x)
+        slope = torch.autograd.grad(y.sum(), x, create_graph=True)[0]
+        loss = ((slope + y) ** 2).mean() + ((y[:, 0] - labels) ** 2).mean()
+        return {"loss": loss, "logits": y[:, 0]}
+
+
+def test_a_forward_pass_that_takes_gradients_is_skipped_and_crashes_nothing(tmp_path):
+    x = torch.linspace(0, 2, 64)
+    data = [{"x": a[None], "labels": (-a).exp()} for a in x]
+    trainer = Trainer(model=Slope(), args=arguments(tmp_path, max_steps=6), train_dataset=data)
+    recipe = hf_recipe.attach(trainer)
+    trainer.train()
+    assert recipe.report.crashed == {}
+    assert "takes gradients" in recipe.report.skipped["initial-loss-unexpected"]
+
+
+def test_generation_configs_are_left_as_they_were(tmp_path):
+    case = next(case for case in healthy.HEALTHY if case.name == "N12 LoRA")
+    trainer = case.build(tmp_path, 5)
+    kept = {n: vars(m).get("generation_config") for n, m in trainer.model.named_modules()}
+    hf_recipe.attach(trainer).preflight()
+    for name, module in trainer.model.named_modules():
+        assert vars(module).get("generation_config") is kept[name], name
+
+
+def test_a_run_taken_up_again_from_before_its_end_is_counted_once(tmp_path):
+    trainer = classifier(tmp_path, max_steps=20, save_strategy="steps", save_steps=10)
+    recipe = hf_recipe.attach(trainer)
+    trainer.train()
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    assert recipe.report.crashed == {}
+    fall = next(s for s in recipe.watch.states.values() if "spent" in s)
+    assert fall["steps"] == 20
