@@ -15,7 +15,7 @@ from hf_recipe.baselines.initialisation import (
 )
 from hf_recipe.baselines.loaded import LoadedWeights, weights_not_loaded
 from hf_recipe.baselines.modes import TrainingModes, measure_modes, trains_in_eval_mode
-from hf_recipe.baselines.new_tokens import NewTokens, _mean_rows, untrained_tokens
+from hf_recipe.baselines.new_tokens import NewTokens, mean_rows, untrained_tokens
 from hf_recipe.baselines.terms import AuxiliaryTerms, DropoutRates, auxiliary_off, dropout_extreme
 from hf_recipe.baselines.tied import EmbeddingTie, untied_embedding
 from hf_recipe.complexify.batchnorm import BatchNormRows, small_batch
@@ -202,6 +202,6 @@ def test_a_part_in_evaluation_mode():
 
 def test_rows_at_the_mean_are_new():
     table = torch.randn(60, 16, generator=torch.Generator().manual_seed(0))
-    assert _mean_rows(table) == 60
+    assert mean_rows(table) == 60
     added = table.mean(0) + 1e-4 * torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
-    assert _mean_rows(torch.cat([table, added])) == 60
+    assert mean_rows(torch.cat([table, added])) == 60

@@ -213,7 +213,7 @@ def test_one_hot_into_bce(tmp_path):
     assert not worlds.loud(examine(multi, tmp_path, num_labels=3))
 
 
-def test_labels_made_by_the_collator_are_not_judged(tmp_path):
+def test_labels_are_judged_as_the_collator_makes_them(tmp_path):
     data = worlds.tokenized(worlds.classified(100)).map(lambda row: {"label": row["label"] + 1})
     tok = worlds.tokenizer()
 
@@ -225,7 +225,14 @@ def test_labels_made_by_the_collator_are_not_judged(tmp_path):
     trainer = worlds.trainer(worlds.bert(), data, None, tmp_path, collator=collate, tok=tok)
     report = worlds.examined(trainer, ON_HEAD)
     assert not report.flat
-    assert "on their way" in report.skipped["label-out-of-range"]
+    assert "label-out-of-range" in report.ran
+
+    def one_hot(rows):
+        batch = collate(rows)
+        return {**batch, "labels": torch.nn.functional.one_hot(batch["labels"], 2).float()}
+
+    trainer = worlds.trainer(worlds.bert(), data, None, tmp_path, collator=one_hot, tok=tok)
+    assert worlds.loud(worlds.examined(trainer, ON_HEAD)) == ["problem-type-mismatch"]
 
 
 def test_language_models_have_no_classes(tmp_path):

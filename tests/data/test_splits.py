@@ -5,7 +5,7 @@ import torch
 from sklearn.datasets import load_digits, load_iris
 
 from hf_recipe.data.hashing import array_hashes, table_hashes
-from hf_recipe.data.splits import OVERLAP, SPLIT_LEAK, SplitOverlap, split_leak
+from hf_recipe.data.splits import OVERLAP, SPLIT_LEAK, SplitOverlap, copied, split_leak
 from tests.data import worlds
 
 
@@ -122,8 +122,25 @@ def test_repeated_rows_split_at_random(tmp_path):
     once = worlds.classified(400, 0)
     split = datasets.concatenate_datasets([once, once]).train_test_split(0.2, seed=0)
     found, _ = leak(split["train"], split["test"], tmp_path)
-    # The training rows themselves repeat as often: a small world, or copies made before the cut.
-    assert [f.severity for f in found] == ["note"]
+    assert [f.severity for f in found] == ["error"]
+    assert "copied before they were split" in found[0].message
+
+
+def test_copies_are_told_from_a_small_world():
+    """Each input twice leaves a hole where chance would have triplets."""
+    rng = np.random.default_rng(0)
+    inputs = np.arange(400, dtype=np.uint64)
+    for times in (2, 4):
+        every = rng.permutation(np.concatenate([inputs] + [inputs[:200]] * (times - 1)))
+        assert copied(every[: len(every) // 2], every[len(every) // 2 :]) == 200 * times
+    for draws in (
+        rng.integers(0, 700, 600),  # a small world
+        rng.integers(0, 100, 900),  # a smaller one
+        rng.zipf(1.3, 900).clip(0, 500),  # an uneven one
+        rng.permutation(np.r_[inputs, inputs[:20]]),  # too few copies to say
+    ):
+        draws = draws.astype(np.uint64)
+        assert copied(draws[: len(draws) // 2], draws[len(draws) // 2 :]) == 0
 
 
 def test_a_few_repeated_rows_split_at_random(tmp_path):
