@@ -77,6 +77,9 @@ def measure_loaded(subject: Subject) -> Iterator[LoadedWeights]:
             renamed.append(name)
     known = {n: key for n, key in at.items() if key is not None and is_loaded(named[n])}
     compared, unlike = _compare(named, known, checkpoint)
+    by_hand = _filled_by_hand(named, fresh, at, checkpoint)
+    if by_hand:  # by load_state_dict, which leaves no mark
+        fresh, renamed = [name for name in fresh if name not in by_hand], []
     yield LoadedWeights(
         tensors=len(named),
         in_file=len(checkpoint.shapes),
@@ -88,6 +91,26 @@ def measure_loaded(subject: Subject) -> Iterator[LoadedWeights]:
         examples_unlike=tuple(unlike[:5]),
         examples_renamed=tuple(renamed[:5]),
     )
+
+
+def _filled_by_hand(
+    named: dict[str, nn.Parameter],
+    fresh: list[str],
+    at: dict[str, str | None],
+    checkpoint: Checkpoint,
+) -> set[str]:
+    """Unmarked tensors that stand in the file, by their own name or a longer or shorter one.
+
+    Empty where the matrices among them hold other values than the file's.
+    """
+    keys = {}
+    for name in fresh:
+        ends = [k for k in checkpoint.shapes if k.endswith(f".{name}") or name.endswith(f".{k}")]
+        key = at[name] or (ends[0] if len(ends) == 1 else None)
+        if key is not None:
+            keys[name] = key
+    compared, unlike = _compare(named, keys, checkpoint)
+    return set(keys) if compared and not unlike else set()
 
 
 def _in_file(name: str, model: nn.Module, checkpoint: Checkpoint) -> str | None:

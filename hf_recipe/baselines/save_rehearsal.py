@@ -155,6 +155,9 @@ def _written_and_read(
     subject: Subject, folder: Path, room: CheckpointRehearsal
 ) -> CheckpointRehearsal:
     room = replace(room, written=True)
+    output = Path(subject.args.output_dir).absolute()
+    if output.exists() and not output.is_dir():
+        return _failed(room, "write", NotADirectoryError(str(output)))
     try:
         target = tempfile.mkdtemp(prefix=".rehearsal-", dir=folder)
     except OSError as error:

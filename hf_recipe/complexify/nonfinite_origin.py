@@ -213,6 +213,7 @@ def told(origin: NonFiniteOrigin) -> str:
 
 # What mends it, by where it began; elsewhere the check's own line holds.
 FIXES = {
+    "parameter": "TrainingArguments(..., learning_rate=args.learning_rate / 10, max_grad_norm=1.0)",
     "input": "dataset = dataset.filter(lambda row: isfinite(row[column]).all())",
     "labels": "look at batch['labels']: does the response template occur, is max_length enough?",
     "loss": "F.cross_entropy(logits, labels)  # for log(softmax(x)); or log(p.clamp_min(1e-8))",

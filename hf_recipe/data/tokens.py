@@ -49,6 +49,8 @@ class TokenFacts(Measurement):
             token, or one of the two before it (chat templates put a line break behind a turn).
         supervised: label positions that count, next to ids they can be compared with.
         aligned, ahead: of these, equal to the id at the same, at the next position.
+        answered, given: label positions that count beside a decoder's own inputs in the batch, and
+            those of them where that input is the label itself.
         double_begin: rows that start with two beginning-of-sequence tokens.
         highest: largest id; embeddings: rows of the embedding, None where it has none.
         outside: ids without an embedding row; outside_rows: data set rows that hold some.
@@ -68,6 +70,8 @@ class TokenFacts(Measurement):
     supervised: int = 0
     aligned: int = 0
     ahead: int = 0
+    answered: int = 0
+    given: int = 0
     double_begin: int = 0
     highest: int = 0
     embeddings: int | None = None
@@ -115,6 +119,8 @@ def token_facts(subject: Subject, batches: list[Batch]) -> TokenFacts:
                 totals, ids, attended, labels.detach().cpu(), special, shifted, answers
             )
             examples += _rows(batch, counted)
+            if answers:
+                _count_given(totals, batch.inputs.get("decoder_input_ids"), labels.detach().cpu())
             last += _last_labels(labels.detach().cpu(), special)
     common = max(set(last), key=last.count) if last else None
     other = common in special.every and common not in special.ends
@@ -181,6 +187,15 @@ def _labels(
     totals["aligned"] += int((inside & (labels == ids)).sum())
     totals["ahead"] += int((inside & (labels == ahead)).sum())
     return padding
+
+
+def _count_given(totals: dict[str, int], given: Any, labels: torch.Tensor) -> None:
+    """Count where a decoder is handed, as its input, the very token that it is to predict."""
+    if not isinstance(given, torch.Tensor) or given.shape != labels.shape:
+        return
+    counted = labels != IGNORED
+    totals["answered"] += int(counted.sum())
+    totals["given"] += int((counted & (given.cpu() == labels)).sum())
 
 
 def _double_begin(ids: torch.Tensor, attended: torch.Tensor, special: Special) -> torch.Tensor:
@@ -257,7 +272,17 @@ def labels_shifted(
     aligned: Annotated[float, "share equal to the id at their place; right data give 1.0"] = 0.5,
     enough: Annotated[int, "positions compared; judged"] = 32,
 ) -> Iterator[Fault]:
-    """Labels that already stand one position early, for a model that shifts them itself."""
+    """Labels that stand one position early for a model that shifts them, or beside themselves."""
+    if seen.answered >= enough and seen.given >= ahead * seen.answered:
+        yield Fault(
+            message=f"{seen.given / seen.answered:.1%} of {seen.answered:,} labels are the "
+            "decoder's input at the same place: it learns to copy it",
+            evidence={
+                "seen": "decoder_input_ids equal to the labels",
+                "expected": "decoder_input_ids one place behind the labels",
+            },
+            fix='batch.pop("decoder_input_ids")  # the model makes them of the labels',
+        )
     if not seen.shifted or seen.own_loss or seen.supervised < enough:
         return  # what a loss of one's own compares is read off its gradient
     shares = seen.ahead / seen.supervised, seen.aligned / seen.supervised

@@ -108,10 +108,16 @@ def simulate(scheduler: Any, steps: int) -> list[float]:
     return rates
 
 
+HORIZONS = ("step_size", "T_max", "T_0", "total_iters", "total_steps")  # as torch names them
+
+
 def last_milestone(scheduler: Any) -> int:
-    """The last step at which a milestone schedule declares a fall; 0: it declares none."""
+    """The last step at which a schedule declares a first fall or its end; 0: it declares none."""
     inner = getattr(scheduler, "scheduler", scheduler)
-    return max((int(step) for step in getattr(inner, "milestones", ())), default=0)
+    declared = [getattr(inner, name, 0) for name in HORIZONS]
+    declared += [*getattr(inner, "milestones", ()), *getattr(inner, "_milestones", ())]
+    own = max((int(step) for step in declared if isinstance(step, (int, float))), default=0)
+    return own + max((last_milestone(s) for s in getattr(inner, "_schedulers", ())), default=0)
 
 
 def decay_done(rates: Sequence[float]) -> list[float] | None:

@@ -205,7 +205,10 @@ def trace(
         grasp: whether inputs are made differentiable.
     """
     model = subject.model
-    model.train(training)
+    if training:  # as the Trainer calls them: either may be the user's own
+        model.train()
+    else:
+        model.eval()
     inputs = dict(batch.inputs)
     leaves: list[Leaf] = []
     for name, value in batch.inputs.items():

@@ -145,9 +145,14 @@ class Closing:
             return
         self._written = time.monotonic()
         report = self.recipe.report
-        report.to_json(self.folder / "report.json")
-        if page:
-            report.to_html(self.folder / "report.html")
+        try:
+            report.to_json(self.folder / "report.json")
+            if page:
+                report.to_html(self.folder / "report.html")
+        except (
+            OSError
+        ) as error:  # a full disk, a folder that cannot be: looking on is still worth it
+            report.crashed["report"] = f"{type(error).__name__}: {error}"
 
     def _draw(self) -> None:
         curves = self.recipe.recorder.curves
