@@ -83,6 +83,7 @@ def cut_away(
     kept_sgd: Annotated[
         float, "the same where the rate alone scales the step: a rate ten times smaller; judged"
     ] = 0.1,
+    usual: Annotated[float, "the lowest threshold in use; huge units alone do not lower it"] = 0.1,
     resolved: Annotated[
         float, "times the optimizer's epsilon; below it the update shrinks with the gradient"
     ] = 10.0,
@@ -95,7 +96,8 @@ def cut_away(
     each = min(clipping.threshold, clipping.typical) / math.sqrt(max(clipping.parameters, 1))
     lost = clipping.scale_free and each < resolved * clipping.epsilon
     severity: Any = "note"
-    if lost or left < (kept if clipping.scale_free else kept_sgd):
+    slight = left < kept and clipping.threshold < usual if clipping.scale_free else left < kept_sgd
+    if lost or slight:
         severity = "warning"
     more = ""
     if lost:
@@ -130,7 +132,8 @@ CLIPPING_DOMINATES = Check(
     why="Where every step is clipped, the threshold and not the learning rate sets the step.",
     fix="TrainingArguments(..., max_grad_norm=1.0)",
     source="Pascanu et al., On the difficulty of training RNNs (2013); Zhang et al. (2020)",
-    unsure="Normalised gradient descent under SGD may be meant; under Adam most fine-tunes clip.",
+    unsure="Normalised gradient descent under SGD may be meant: a note, unless under a tenth of "
+    "the gradient is left. Under Adam most fine-tunes clip.",
     judges=(cut_away,),
     explains=("loss-not-decreasing", "update-too-small"),
 )

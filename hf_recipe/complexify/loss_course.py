@@ -282,6 +282,7 @@ LOSS_NOT_FINITE = Check(
         "loss-diverged",
         "loss-spike",
         "exploding-gradient",
+        "dead-unit",
         "loss-not-decreasing",
     ),
 )
