@@ -130,10 +130,11 @@ def _resized(model: nn.Module, head: list[nn.Parameter]) -> bool:
 
 def embedding_of(model: nn.Module) -> nn.Parameter | None:
     """The weight of the model's input embedding, where it says which one that is."""
-    if not isinstance(bare(model), PreTrainedModel):
+    inner = bare(model)
+    if not isinstance(inner, PreTrainedModel):
         return None
     try:
-        weight = bare(model).get_input_embeddings().weight
+        weight = inner.get_input_embeddings().weight
     except (NotImplementedError, AttributeError):
         return None
     return weight if isinstance(weight, nn.Parameter) else None
