@@ -19,7 +19,7 @@ import torch
 from hf_recipe.core.check import Measurement, Skip
 from hf_recipe.core.exhibit import Answer
 from hf_recipe.instruments.batches import Batch
-from hf_recipe.instruments.held import held_generators, kept
+from hf_recipe.instruments.held import held_generators, held_objects, kept
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.spare_optimizer import put_back, spare_optimizer
 from hf_recipe.instruments.subject import Subject
@@ -72,14 +72,15 @@ def check_determinism(subject: Subject, *, steps: int = 3) -> Determinism:
     if steps < 1:
         raise ValueError(f"two runs of at least one step are compared; got steps={steps}")
     rows = [part for part in (subject.train,) if part is not None]
-    held = held_generators(*(part for each in rows for part in (each.read, each.collate)))
+    roots = [part for each in rows for part in (each.read, each.collate)]
+    held = (held_generators(*roots), held_objects(*roots))
     runs: list[list[dict[str, Prints]]] = []
     losses: list[list[float]] = []
     with quiet(subject.model, trainer=subject.trainer):
         weights = [(p, p.detach().to("cpu", copy=True)) for p in subject.model.parameters()]
         for _ in range(2):
             # The guard puts back random state and buffers, the optimizer its own state.
-            with quiet(subject.model, trainer=subject.trainer), kept(held):
+            with quiet(subject.model, trainer=subject.trainer), kept(*held):
                 put_back(weights)
                 with spare_optimizer(subject, moves=True) as optimizer:
                     taken = list(_steps(subject, optimizer, steps))

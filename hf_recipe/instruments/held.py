@@ -1,7 +1,8 @@
-"""Random generators that a data set, a transform or a collator keeps for itself.
+"""Random generators and counters that a data set, a transform or a collator keeps for itself.
 
 The quiet guard knows the global generators alone. One that lives in an attribute, a closure or a
-module of the user's moves on with every row that is read; so it is looked for, and put back.
+module of the user's moves on with every row that is read, and so does a counter by which a
+transform grows stronger; so they are looked for, and put back.
 """
 
 from __future__ import annotations
@@ -16,12 +17,30 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_recipe.instruments.attributes import remembered
+
 MOST_OBJECTS, DEEPEST = 2000, 6
+LIBRARIES = {"builtins", "datasets", "transformers", "torch", "torchvision", "tokenizers", "numpy",
+             "pyarrow", "pandas", "PIL", "functools", "hf_recipe", "accelerate"}  # fmt: skip
 KINDS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 
 
 def held_generators(*roots: Any) -> list[Any]:
     """Generators reachable from `roots` through attributes, items, closures and globals."""
+    return [item for item in _reachable(*roots) if isinstance(item, KINDS)]
+
+
+def held_objects(*roots: Any) -> list[Any]:
+    """The user's own objects reachable from `roots`: data sets, transforms, collators."""
+    found = []
+    for item in _reachable(*roots):
+        known = type(item).__module__.partition(".")[0] in LIBRARIES
+        if hasattr(item, "__dict__") and not known and not isinstance(item, KINDS):
+            found.append(item)
+    return found
+
+
+def _reachable(*roots: Any) -> list[Any]:
     found: list[Any] = []
     seen: set[int] = set()
     queue: list[tuple[Any, int]] = [(root, 0) for root in roots]
@@ -30,9 +49,8 @@ def held_generators(*roots: Any) -> list[Any]:
         if id(item) in seen or item is None:
             continue
         seen.add(id(item))
-        if isinstance(item, KINDS):
-            found.append(item)
-        elif depth < DEEPEST:
+        found.append(item)
+        if not isinstance(item, KINDS) and depth < DEEPEST:
             queue += [(part, depth + 1) for part in _parts(item)]
     return found
 
@@ -90,11 +108,13 @@ def put_back(generator: Any, state: Any) -> None:
 
 
 @contextmanager
-def kept(generators: Sequence[Any]) -> Iterator[None]:
-    """Put every generator back on exit."""
+def kept(generators: Sequence[Any], objects: Sequence[Any] = ()) -> Iterator[None]:
+    """Put every generator, and what is plain on every object, back on exit."""
     states = [state_of(generator) for generator in generators]
+    restore = remembered(objects)
     try:
         yield
     finally:
+        restore()
         for generator, state in zip(generators, states, strict=True):
             put_back(generator, state)

@@ -3,11 +3,9 @@
 What a forward or backward pass leaves behind is saved on entry and put back on exit: the random
 state of Python, numpy, torch on the CPU and on every accelerator; the mode of every module; every
 buffer's value (BatchNorm's statistics); which parameters ask for gradients; the gradients
-themselves, as references, so that the guard also works in the middle of an accumulation; and
-Accelerate's GradientState.
-
-Not restored, because nobody can know of it: Python attributes that a model's forward changes and
-that are not buffers (step counters, caches).
+themselves, as references, so that the guard also works in the middle of an accumulation;
+Accelerate's GradientState; hooks; and the plain Python attributes of modules and of the Trainer
+(step counters, metrics). Objects of other kinds that a forward pass changes are not known of.
 """
 
 from __future__ import annotations
@@ -20,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+
+from hf_recipe.instruments.attributes import remembered
 
 
 @contextmanager
@@ -52,6 +52,7 @@ def quiet(*models: nn.Module | None, trainer: Any = None) -> Iterator[None]:
     flos = getattr(trainer, "current_flos", None)
     gradient_state = _gradient_state(trainer)
     generators = save_random_state()
+    put_back = remembered([*modules.values(), *([trainer] if trainer is not None else [])])
     for parameter, _, _ in gradients:
         parameter.grad = None
     try:
@@ -72,6 +73,7 @@ def quiet(*models: nn.Module | None, trainer: Any = None) -> Iterator[None]:
                 buffer.copy_(value)
         for module, training in modes:
             module.training = training
+        put_back()
         if flos is not None:
             trainer.current_flos = flos
         if gradient_state is not None:

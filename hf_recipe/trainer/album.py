@@ -84,7 +84,8 @@ class Album:
 
     def _first_layer(self, subject: Subject) -> None:
         assert self.first_layer is not None
-        self.first_layer.begin(subject.model)
+        with preflight.guard_of(subject):  # a weight may be computed when it is read
+            self.first_layer.begin(subject.model)
 
     def _follow(self, subject: Subject) -> None:
         with preflight.guard_of(subject):
@@ -98,7 +99,9 @@ class Album:
             self.report.exhibit(item)
 
     def _draw(self, layer: FirstLayerAlbum, subject: Subject) -> None:
-        for item in layer.exhibits(subject.model):
+        with preflight.guard_of(subject):
+            exhibits = list(layer.exhibits(subject.model))
+        for item in exhibits:
             if isinstance(item, Answer):
                 self.report.answer(item)
             else:

@@ -16,13 +16,13 @@ from hf_recipe.data.remembered import recalling
 from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.batches import rows_of_dataloader, rows_of_trainer
 from hf_recipe.instruments.distributed import rank
-from hf_recipe.instruments.held import held_generators, kept
+from hf_recipe.instruments.held import held_generators, held_objects, kept
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.subject import Plan, Subject, trainer_loss
 from hf_recipe.trainer.waiting import shown
 
 BEFORE_STEP_1 = ("dataset", "batch", "static", "probe")
-HELD = "held_generators"  # key of a subject's cache
+HELD = "held"  # key of a subject's cache
 
 
 def subject_of_trainer(trainer: Any, *, fresh: bool, dataloader: Any = None) -> Subject:
@@ -189,9 +189,27 @@ def guard_of(subject: Subject) -> Iterator[None]:
     if HELD not in subject.cache:
         rows = [subject.train, *subject.evaluation.values()]
         roots = [part for each in rows if each is not None for part in (each.read, each.collate)]
-        subject.cache[HELD] = held_generators(*roots)
-    with quiet(subject.model, wrapped, trainer=trainer), kept(subject.cache[HELD]):
+        subject.cache[HELD] = (held_generators(*roots), held_objects(*roots))
+    held, unlogged = kept(*subject.cache[HELD]), _unlogged(trainer)
+    with quiet(subject.model, wrapped, trainer=trainer), held, unlogged:
         yield
+
+
+@contextmanager
+def _unlogged(trainer: Any) -> Iterator[None]:
+    """What a loss logs of itself is not heard while it is only tried out."""
+    if trainer is None:
+        yield
+        return
+    own = vars(trainer).get("log")
+    trainer.log = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        if own is None:
+            del trainer.log
+        else:
+            trainer.log = own
 
 
 def _missing(probe: Probe, subject: Subject) -> str | None:

@@ -83,12 +83,8 @@ def test_clipping():
     assert found() == ["note"]  # Adam divides it out
     assert found(threshold=1e-6) == ["warning"]
     assert found(typical=1e6) == ["note"]  # huge units alone
-<<<<<<< ours
-    assert found(free=False, eps=0.0) == ["note"]  # the Trainer's 1.0 cuts plain SGD by a little
-=======
     assert found(threshold=1e-3) == ["warning"]  # nobody means that
     assert found(free=False, eps=0.0) == ["note"]  # a rate three times smaller
->>>>>>> theirs
     assert found(free=False, eps=0.0, typical=30.0) == ["warning"]
 
 
