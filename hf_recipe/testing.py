@@ -26,11 +26,14 @@ from hf_recipe.core.report import Report
 from hf_recipe.trainer.attach import attach
 
 
-def examined(trainer: Any, *, train: bool = False, **settings: Any) -> Report:
+def examined(
+    trainer: Any, *, train: bool = False, preflight: bool = True, **settings: Any
+) -> Report:
     """Attach, preflight, train if asked to, detach; the report.
 
     Args:
         train: call ``trainer.train()`` too; otherwise the weights stay as they are.
+        preflight: run the probes beforehand; else they run as ``train()`` begins.
         settings: arguments of `hf_recipe.attach`.
 
     Raises:
@@ -38,7 +41,8 @@ def examined(trainer: Any, *, train: bool = False, **settings: Any) -> Report:
     """
     recipe = attach(trainer, **settings)
     try:
-        recipe.preflight()
+        if preflight:
+            recipe.preflight()
         if train:
             trainer.train()
     finally:

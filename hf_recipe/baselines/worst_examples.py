@@ -119,6 +119,8 @@ def _texts(batch: Any, processing_class: Any) -> list[str]:
     ids = batch.inputs.get("input_ids")
     if not isinstance(ids, torch.Tensor) or ids.ndim != 2:
         return [""] * len(batch)
+    if len(ids) != len(batch):
+        raise Skip("the collator joins rows, so that they cannot be told apart")
     if not hasattr(processing_class, "batch_decode"):
         return [" ".join(map(str, row[:30])) for row in ids.tolist()]
     decoded = processing_class.batch_decode(ids, skip_special_tokens=True)

@@ -50,6 +50,8 @@ class BlankRows(Measurement):
 
 def structural_ids(subject: Subject) -> frozenset[int]:
     """Ids that carry no content: padding, beginnings, ends and separators."""
+    if tokenizer_of(subject) is None:
+        return frozenset()  # a config's default ids may be anybody's
     special = special_ids(subject)
     separator = getattr(tokenizer_of(subject), "sep_token_id", None)
     found = {special.pad, separator, *special.ends, *special.begins}

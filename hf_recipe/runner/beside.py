@@ -163,7 +163,8 @@ def look_beside(lab: Lab, trainer: Any, setup: Setup) -> Beside | None:
     whole = not (setup.rows or setup.teacher or setup.keep or setup.early_stopping)
     whole = whole and setup.part == "train" and setup.share == 1
     small = sum(p.numel() for p in trainer.model.parameters()) <= MOST_WEIGHTS
-    asked = lab.stage in ("complexify", "regularize") and setup.epochs >= lab.start.epochs
+    asked = lab.stage in ("baselines", "complexify", "regularize")
+    asked = asked and setup.model != "simplest" and setup.epochs >= lab.start.epochs
     looks = whole and small and asked and not setup.average
     if not (looks or setup.average):
         return None

