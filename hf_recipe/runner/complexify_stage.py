@@ -10,15 +10,17 @@ from hf_recipe.runner.growing import grow_input, try_next_rung
 from hf_recipe.runner.journey import Journey, mean, train_loss, validation_loss
 from hf_recipe.runner.pieces import curves
 from hf_recipe.runner.racing import race
+from hf_recipe.runner.setup import Setup
 
 
 def run(journey: Journey) -> Gate:
     """Grow, race, grow on; leaves the setup that fits the training rows best."""
     _grow(journey)
+    stood = journey.setup
     best = race(journey)
     try_next_rung(journey, best)
     grow_input(journey, best)
-    outcomes = _at_the_best_rate(journey, best)
+    outcomes = _at_full_length(journey, stood, best)
     journey.note("complexify: " + journey.setup.model, outcomes)
     first = outcomes[0]
     journey.lab.report.exhibit(curves(first, "The large model's course", "complexify"))
@@ -70,18 +72,22 @@ def _grow(journey: Journey) -> None:
         journey.setup = large
 
 
-def _at_the_best_rate(journey: Journey, best: float) -> list[Outcome]:
-    """The standing setup at the rate that won the race, at full length and still constant.
+def _at_full_length(journey: Journey, stood: Setup, best: float) -> list[Outcome]:
+    """What the brief runs liked, at full length and still constant: at the race's rate, or its own.
 
-    It was chosen on brief runs; it is adopted where it fits the training rows better here too.
+    It stays unless it fits the training rows worse than what stood before them; else that stays.
     """
-    standing = journey.setup
-    before = journey.outcomes("where the stage ends", standing)
-    if best == standing.learning_rate:
-        return before
-    setup = standing.change(learning_rate=best)
-    outcomes = journey.outcomes(f"the race's winner, {best:.1e}, at full length", setup)
-    if not journey.gain(before, outcomes, train=True).mean > 0:
-        return before
-    journey.setup = setup
-    return outcomes
+    liked = journey.setup
+    before = journey.outcomes("where the stage ends", stood)
+    for what, setup in {
+        f"the race's winner, {best:.1e}, at full length": liked.change(learning_rate=best),
+        "what was liked, at the rate before": liked,
+    }.items():
+        if setup == stood:
+            break
+        outcomes = journey.outcomes(what, setup)
+        if journey.gain(before, outcomes, train=True).verdict is not False:
+            journey.setup = setup
+            return outcomes
+    journey.setup = stood
+    return before

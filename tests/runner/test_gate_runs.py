@@ -67,7 +67,8 @@ def three(folder, rows):
 def test_gates_pass(tmp_path, stages, epochs):
     """Few rows of a rule that no line draws."""
     asked = ("--stages", ",".join(stages), "--learning_rate", "1e-2", "--num_train_epochs", epochs)
-    found = gates(tmp_path, *three(tmp_path, 250), *asked)
+    linear = ("--lr_scheduler_type", "linear")
+    found = gates(tmp_path, *three(tmp_path, 250), *asked, *linear)
     assert {stage: gate.verdict for stage, gate in found.items()} == dict.fromkeys(stages, "pass")
 
 

@@ -8,7 +8,7 @@ import pytest
 from hf_recipe.core.config import Settings
 from hf_recipe.core.report import Report
 from hf_recipe.instruments.compare import Outcome
-from hf_recipe.runner.complexify_stage import _at_the_best_rate
+from hf_recipe.runner.complexify_stage import _at_full_length
 from hf_recipe.runner.decaying import decays, tune_decay
 from hf_recipe.runner.growing import grow_input, try_next_rung
 from hf_recipe.runner.journey import Journey
@@ -89,8 +89,16 @@ def test_the_races_winner_is_adopted_where_it_fits_better_at_full_length_too():
     for better, rate in ((0.5, 4e-3), (1.5, 1e-3)):
         lab = Made(lambda setup, b=better: b if setup.learning_rate == 4e-3 else 1.0)
         journey = Journey(lab, START)
-        _at_the_best_rate(journey, 4e-3)
+        _at_full_length(journey, START, 4e-3)
         assert (journey.setup.learning_rate, journey.setup.schedule) == (rate, "constant")
+
+
+def test_a_smaller_input_that_fits_the_training_rows_no_longer_is_given_up():
+    for rate, loss, share in ((1e-3, 0.5, 0.5), (1e-3, 1.5, 1.0), (4e-3, 1.5, 1.0)):
+        lab = Made(lambda setup, loss=loss: loss if setup.share == 0.5 else 1.0)
+        journey = Journey(lab, START.change(share=0.5))
+        _at_full_length(journey, START, rate)
+        assert journey.setup == START.change(share=share)
 
 
 def test_decay_is_tried_with_one_seed_and_kept_where_it_helps():
