@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch.distributed as dist
 from transformers import Trainer
 
@@ -21,6 +22,7 @@ if __name__ == "__main__":
         same = sum(
             int(a == b) for a, b in zip(watch.labels.tolist(), data["labels"][:], strict=True)
         )
-        text = f"seen {int((watch.counts > 0).sum())} same {same} sum {watch.scores().sum():.4f}"
+        known = int((watch.labels >= 0).sum())  # margins are taken once the run knows something
+        text = f"seen {known} same {same} sum {np.nansum(watch.scores()):.4f}"
         state = f"reason {watch.reason!r} crashed {recipe.report.crashed}"
         (place / f"rank{dist.get_rank()}.txt").write_text(f"{text} {state}")
