@@ -88,5 +88,6 @@ def _read(lab: Lab, setup: Setup, folders: str) -> dict[str, Any]:
 
 def _line(lab: Lab, name: str, result: dict[str, Any]) -> list[str]:
     text = f"{result[lab.metric_name]:.4f}" + lab.data.task.interval(result)
+    called = "ensemble, the teacher" if name == "ensemble" else name
     loss = f"{result['loss']:.4f} +- {result['loss_error']:.4f}"
-    return [f"test: {name} ({result['parameters']:,} parameters)", loss, text, ""]
+    return [f"test: {called} ({result['parameters']:,} parameters)", loss, text, ""]

@@ -13,7 +13,7 @@ RATES = {
     **{"segmentation": 3e-3, "pretrained": 3e-5},
 }
 EPOCHS = {
-    **{"image": 20.0, "text": 8.0, "numbers": 30.0, "causal": 8.0, "seq2seq": 8.0},
+    **{"image": 16.0, "text": 8.0, "numbers": 30.0, "causal": 8.0, "seq2seq": 8.0},
     **{"segmentation": 20.0, "pretrained": 3.0},
 }
 
