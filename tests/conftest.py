@@ -14,9 +14,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+
+# the same examples in every run: a rare one is no news for whoever changes something else
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)

@@ -67,9 +67,9 @@ class Kept:
 
 
 def _comparable(variant: Variant) -> bool:
-    """Whether a run learned from all training rows; a student is no teacher."""
+    """Whether a run learned from all training rows; the smallest models are no teachers."""
     settings = variant.settings
-    whole = settings["part"] == "train" and settings["model"] != "student"
+    whole = settings["part"] == "train" and settings["model"] not in ("simplest", "student")
     return whole and not (settings["rows"] or settings["without"] or settings["teacher"])
 
 

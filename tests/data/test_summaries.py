@@ -33,8 +33,11 @@ def state(found):
 
 
 def moments(found):
+    """Third moments in the unit of the second: they are differences of far larger numbers."""
     return [
-        v for m in (found.moments, found.lengths) for v in (m.count, m.mean, m.deviation, m.cubes)
+        v
+        for m in (found.moments, found.lengths)
+        for v in (m.count, m.mean, m.deviation, m.cubes / max(m.deviation, 1.0) ** 1.5)
     ]
 
 

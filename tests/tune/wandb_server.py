@@ -377,7 +377,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def do_POST(self):
-        body = json.loads(self._body() or b"{}")
+        data = self._body()
+        if self.path.startswith("/sdk/otel/"):
+            return self._say({})  # the client's word on its own errors, sent where it was slow
+        body = json.loads(data or b"{}")
         if self.path.endswith("/file_stream"):
             self.backend.stream(self.path.split("/")[-2], body)
             return self._say({"exitcode": None, "limits": {}})
