@@ -62,8 +62,8 @@ def _teachers(journey: Journey) -> list[Path]:
         kept = journey.setup.change(keep=True).variant("teacher", lab.seeds[0])
         lab.train(kept)
         return [lab.model_path(kept)]
-    if len(folders) == 1:
-        return folders
+    if len(folders) == 1 or lab.data.task.condense is not None:
+        return folders[:1]  # an ensemble averages one answer per row
     single, averaged = (
         predict(lab, journey.setup, load_together(together(some)), "validation")
         for some in (folders[:1], folders)
