@@ -57,10 +57,12 @@ def _curve(journey: Journey, standing: list[Outcome]) -> DataCurve | str:
     if rows < SHARES[0] * more_data.LEAST_ROWS:
         return f"{rows} training rows are too few to be cut to an eighth"
     found = [(rows, _best(outcome)) for outcome in standing]
+    parts = {}
     for share in SHARES:
         change = {"rows": rows // share, "epochs": setup.epochs * math.sqrt(share)}
-        part = setup.change(**change, early_stopping=False)
-        found.append((rows // share, _best(lab.run(f"1/{share} of the rows", part))))
+        parts[f"1/{share} of the rows"] = setup.change(**change, early_stopping=False)
+    lab.ahead([part.variant(name, lab.seeds[0]) for name, part in parts.items()])
+    found += [(part.rows, _best(lab.run(name, part))) for name, part in parts.items()]
     try:
         errors = [o.standard_error for o in standing]
         return more_data.extrapolate(sorted(found), rows, max(errors), train_loss(standing))

@@ -35,6 +35,8 @@ def distil(journey: Journey) -> None:
     journey.teachers = _teachers(journey)
     alone = student_of(journey)
     taught = alone.change(teacher=together(journey.teachers))
+    both = {"student alone": alone, "student, distilled": taught}
+    lab.ahead([s.variant(name, seed) for name, s in both.items() for seed in lab.seeds])
     plain = journey.outcomes("student alone", alone)
     distilled = journey.outcomes("student, distilled", taught)
     gain = journey.gain(plain, distilled)

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,7 @@ from hf_recipe.runner.pieces import (
 )
 from hf_recipe.runner.setup import EPOCHS, RATES, Setup
 from hf_recipe.runner.show import Show
+from hf_recipe.runner.side_by_side import train_ahead
 from hf_recipe.trainer.attach import attach, known_thresholds
 
 EVALUATIONS, TRAIN_SAMPLE = 6, 1024
@@ -57,6 +59,7 @@ class Lab:
 
     Attributes:
         report: the whole job's.
+        remember: gives a variant's outcome, trained now or found in the job's folder.
         stage: which stage is at work.
         fields: what each input field is worth to the latest model that was watched; stored form.
     """
@@ -81,7 +84,8 @@ class Lab:
         self.fields: Any = None
         self.kept = Kept(folder / "models" / self.context, self.KEPT)
         self._watched: set[str] = set()
-        self._train = remembered(self._experiment, folder / "outcomes" / self.context)
+        self._ahead: set[str] = set()
+        self.remember = remembered(self._experiment, folder / "outcomes" / self.context)
 
     @property
     def leads(self) -> bool:
@@ -133,10 +137,20 @@ class Lab:
             self._watched.add(variant.key)
         return self.train(variant)
 
+    def ahead(self, variants: Sequence[Variant], *, watch: bool = False) -> None:
+        """Train side by side what `run` will be asked for next; does nothing where none fits.
+
+        Args:
+            watch: as in `run`, for the first of them.
+        """
+        if watch:
+            self._watched.add(variants[0].key)
+        self._ahead |= train_ahead(self, variants)
+
     def train(self, variant: Variant) -> Outcome:
         """As `run`, for `instruments.compare.compare`."""
-        known = self.outcome_path(variant).is_file()
-        outcome = self._train(variant)
+        known = self.outcome_path(variant).is_file() and variant.key not in self._ahead
+        outcome = self.remember(variant)
         self.fields = outcome.facts.get("fields") or self.fields
         if self.leads:
             self._take_in(variant)

@@ -35,8 +35,9 @@ def grow_input(journey: Journey, rate: float) -> None:
         return pool.gain(list(before), list(after))
 
     def train(share: float) -> list[Any]:
-        setup = plain.change(share=share)
-        return [lab.run(f"{what} {feed.size_of(share)}", setup, seed) for seed in seeds]
+        setup, name = plain.change(share=share), f"{what} {feed.size_of(share)}"
+        lab.ahead([setup.variant(name, seed) for seed in seeds])
+        return [lab.run(name, setup, seed) for seed in seeds]
 
     sizes = [(feed.size_of(share), share) for share in shares]
     standing, rungs, grown = climb(train, sizes, what=what, gain=aside, metric_name=lab.metric_name)

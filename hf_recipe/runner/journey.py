@@ -35,10 +35,10 @@ class Journey:
 
     def outcomes(self, change: str, setup: Setup, *, watch: bool = False) -> list[Outcome]:
         """`setup` trained with every seed; with `watch` the first is reported on in full."""
-        first = self.lab.seeds[0]
+        lab = self.lab
+        lab.ahead([setup.variant(change, seed) for seed in lab.seeds], watch=watch)
         return [
-            self.lab.run(change, setup, seed, watch=watch and seed == first)
-            for seed in self.lab.seeds
+            lab.run(change, setup, seed, watch=watch and seed == lab.seeds[0]) for seed in lab.seeds
         ]
 
     def gain(

@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+from filelock import FileLock
+
 from hf_recipe.core.report import write_atomically
 from hf_recipe.instruments.compare import Variant
 from hf_recipe.instruments.distributed import from_rank_0, rank
@@ -40,10 +42,11 @@ class Kept:
         if rank() != 0:
             return
         share = _share(variant)
-        known = self._read(share) | {variant.key: loss}
-        ordered = sorted(known, key=lambda key: known[key])
-        best = {key: known[key] for key in ordered[: self.most]}
-        write_atomically(self._index(share), json.dumps(best))
+        with FileLock(self.folder / "best.lock"):  # trainings may run side by side
+            known = self._read(share) | {variant.key: loss}
+            ordered = sorted(known, key=lambda key: known[key])
+            best = {key: known[key] for key in ordered[: self.most]}
+            write_atomically(self._index(share), json.dumps(best))
         for key in ordered[self.most :]:
             shutil.rmtree(self.folder / key, ignore_errors=True)
 

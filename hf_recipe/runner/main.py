@@ -34,6 +34,7 @@ from hf_recipe.runner.journey import Journey
 from hf_recipe.runner.models import given_config
 from hf_recipe.runner.options import Options, UsageError, parse
 from hf_recipe.runner.show import Show
+from hf_recipe.runner.side_by_side import cores
 from hf_recipe.runner.trial import TrialLab, run_trial, trial_folder
 
 CLEAN, FOUND, USAGE, CRASHED = 0, 1, 2, 3
@@ -140,9 +141,8 @@ def set_threads(*, tiny: bool = False) -> None:
     launched = "LOCAL_RANK" in os.environ or any(k.startswith("ACCELERATE_") for k in os.environ)
     if asked is not None and not (launched and asked == "1"):
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(1 if tiny else max(1, (cores or 1) // processes))
+    torch.set_num_threads(1 if tiny else max(1, cores() // processes))
 
 
 def _folder(options: Options) -> Path:

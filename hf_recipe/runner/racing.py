@@ -44,16 +44,16 @@ def short(setup: Setup, rate: float) -> Setup:
 def race(journey: Journey) -> float:
     """The rate with the lowest training loss; the two best are run with a second seed."""
     lab, setup = journey.lab, journey.setup
-    runs = {
-        rate: [lab.run(f"constant rate {rate:.1e}", short(setup, rate))]
-        for rate in (setup.learning_rate * factor for factor in FACTORS)
-    }
+    rates = [setup.learning_rate * factor for factor in FACTORS]
+    lab.ahead([short(setup, rate).variant(_called(rate), lab.seeds[0]) for rate in rates])
+    runs = {rate: [lab.run(_called(rate), short(setup, rate))] for rate in rates}
     finite = sorted(
         (r for r in runs if math.isfinite(train_loss(runs[r]))), key=lambda r: train_loss(runs[r])
     )
-    for rate in finite[:2] if len(lab.seeds) > 1 else ():
-        again = lab.run(f"constant rate {rate:.1e}", short(setup, rate), lab.seeds[1])
-        runs[rate].append(again)
+    again = finite[:2] if len(lab.seeds) > 1 else []
+    lab.ahead([short(setup, rate).variant(_called(rate), lab.seeds[1]) for rate in again])
+    for rate in again:
+        runs[rate].append(lab.run(_called(rate), short(setup, rate), lab.seeds[1]))
     laps = tuple(_lap(rate, outcomes) for rate, outcomes in runs.items())
     blind = float(np.mean(lab.data.task.blind_losses(lab.feed)))
     found = RateRace(laps, (), blind)
@@ -66,6 +66,10 @@ def race(journey: Journey) -> float:
     lab.report.answer(_which(found, best))
     lab.report.answer(_bound(runs[best.rate][0], setup, best))
     return best.rate
+
+
+def _called(rate: float) -> str:
+    return f"constant rate {rate:.1e}"
 
 
 def _lap(rate: float, outcomes: list[Outcome], change: str = "") -> Lap:

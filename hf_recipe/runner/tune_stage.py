@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from hf_recipe.core.exhibit import Answer, Table
 from hf_recipe.core.report import Gate
-from hf_recipe.instruments.compare import Gain, Outcome
+from hf_recipe.instruments.compare import Gain, Outcome, Variant
 from hf_recipe.runner.decaying import tune_decay
 from hf_recipe.runner.distilling import distil
 from hf_recipe.runner.gates import tune_gate
@@ -21,6 +22,7 @@ from hf_recipe.runner.setup import Setup
 from hf_recipe.tune.adoption import TOP, Contest, Rerun, rerun
 from hf_recipe.tune.engines import Result, Suggestion, search
 from hf_recipe.tune.points_engine import EngineOfRanks, PointsEngine
+from hf_recipe.tune.space import quasi_random
 
 BRIEF = 0.5  # of the epochs: enough to rank points; the best few are run at full length
 
@@ -77,6 +79,9 @@ def explore(journey: Journey) -> list[dict[str, Any]]:
     name = hashlib.sha256(text.encode()).hexdigest()[:12]
     path = lab.folder / "search" / f"{name}.jsonl"
     engine = EngineOfRanks(lambda: PointsEngine(asked, storage=path, seed=seed))
+    wanted = lab.options.recipe.trials
+    points = quasi_random(asked, wanted, seed)
+    lab.ahead([_trial(journey, n, params) for n, params in enumerate(points)])
 
     def train(point: Suggestion) -> Result:
         outcome = _brief(journey, {"number": point.number, "params": point.params})
@@ -88,7 +93,7 @@ def explore(journey: Journey) -> list[dict[str, Any]]:
             seconds=outcome.cost,
         )
 
-    return search(engine, train, lab.options.recipe.trials)[: lab.options.recipe.trials]
+    return search(engine, train, wanted)[:wanted]
 
 
 def _elsewhere(journey: Journey) -> int:
@@ -98,9 +103,12 @@ def _elsewhere(journey: Journey) -> int:
 
 def _brief(journey: Journey, trial: dict[str, Any]) -> Outcome:
     """A trial's outcome; remembered where it was run before."""
-    start = journey.setup
-    setup = start.change(**trial["params"], epochs=BRIEF * start.epochs)
-    return journey.lab.run(f"trial {trial['number'] + 1}", setup, _elsewhere(journey))
+    return journey.lab.train(_trial(journey, trial["number"], trial["params"]))
+
+
+def _trial(journey: Journey, number: int, params: Mapping[str, Any]) -> Variant:
+    setup = journey.setup.change(**params, epochs=BRIEF * journey.setup.epochs)
+    return setup.variant(f"trial {number + 1}", _elsewhere(journey))
 
 
 def _study(journey: Journey, trials: list[dict[str, Any]], searched: dict[str, Any]) -> None:
@@ -134,6 +142,7 @@ def contest(
     rules = Contest(len(contenders), len(lab.seeds))
     adopted: list[tuple[float, Setup, list[Outcome]]] = []
     said = []
+    lab.ahead([setup.variant(name, lab.seeds[0]) for name, setup in contenders.items()])
     for name, setup in contenders.items():
         found, outcomes = _again(journey, name, setup, rules, standing)
         tried = len(found.losses)
@@ -156,9 +165,12 @@ def _again(
 ) -> tuple[Rerun, list[Outcome]]:
     """One contender on the seeds of what stands; its outcomes."""
     outcomes: list[Outcome] = []
+    lab = journey.lab
 
     def train(number: int) -> float:
-        outcomes.append(journey.lab.run(name, setup, journey.lab.seeds[number]))
+        if number:  # the first seed was not lost: the rest are likely to be asked for
+            lab.ahead([setup.variant(name, seed) for seed in lab.seeds[number:]])
+        outcomes.append(lab.run(name, setup, lab.seeds[number]))
         return outcomes[-1].loss
 
     def gain() -> Gain:

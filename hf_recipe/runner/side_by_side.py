@@ -1,0 +1,85 @@
+"""Independent trainings of a tiny network, several at once: one forked process per core.
+
+A step of a few milliseconds is too short to be shared by cores, so a tiny network takes one and
+leaves the others idle. What a stage will ask for next can be trained ahead on these: a fork of
+this process trains it and leaves outcome, report and weights in the job's folder, where the stage
+finds them just as it does after having been killed and started again. Nothing else depends on
+it: what could not be trained ahead is trained when it is asked for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_recipe.instruments.compare import Variant
+from hf_recipe.instruments.distributed import world_size
+from hf_recipe.runner.show import Show
+
+if TYPE_CHECKING:
+    from hf_recipe.runner.experiment import Lab
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def places(lab: Lab) -> int:
+    """How many trainings fit side by side; 1 where a device, a launcher or threads fill it."""
+    alone = world_size() == 1 and lab.options.training.device.type == "cpu"
+    if not alone or torch.accelerator.is_available() or sys.platform != "linux":
+        return 1  # gradients in a fork: only where torch has started no thread for a device
+    return max(1, cores() // torch.get_num_threads())
+
+
+def train_ahead(lab: Lab, variants: Sequence[Variant]) -> set[str]:
+    """Train those of `variants` that are not remembered yet, as many at once as there is room.
+
+    Returns:
+        Keys of those that were trained.
+    """
+    due = {v.key: v for v in variants if not lab.outcome_path(v).is_file()}
+    room = min(places(lab), len(due))
+    if room < 2:
+        return set()
+    waiting = list(due.values())
+    running: list[Any] = []
+    fork = multiprocessing.get_context("fork")
+    try:
+        with lab.show.training(f"{len(due)} trainings side by side"):
+            while waiting or running:
+                while waiting and len(running) < room:
+                    process = fork.Process(target=_train, args=(lab, waiting.pop(0)), daemon=True)
+                    process.start()
+                    running.append(process)
+                wait([process.sentinel for process in running])
+                running = [process for process in running if process.is_alive()]
+    finally:
+        for process in running:
+            process.kill()
+    return {key for key, variant in due.items() if lab.outcome_path(variant).is_file()}
+
+
+def _train(lab: Lab, variant: Variant) -> None:
+    """In the fork: train in silence; what goes wrong here is met again, and told, by the stage."""
+    _die_with_parent()
+    sys.stdout = sys.stderr = null = open(os.devnull, "w")  # noqa: SIM115
+    os.dup2(null.fileno(), 1)
+    os.dup2(null.fileno(), 2)
+    lab.show = Show(leads=False)
+    lab.remember(variant)
+
+
+def _die_with_parent() -> None:
+    """A killed job leaves no training behind: what starts again would run into it."""
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
