@@ -7,7 +7,6 @@ settings; a run that was killed and started again finds what it had done.
 from __future__ import annotations
 
 import contextlib
-import copy
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import Any
 
 import transformers
 from transformers import Trainer, set_seed
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+from transformers.trainer_utils import SchedulerType
 
 from hf_recipe.baselines.output_bias import set_output_bias
 from hf_recipe.core.check import plain
@@ -49,9 +48,10 @@ from hf_recipe.runner.pieces import (
 from hf_recipe.runner.setup import EPOCHS, RATES, Setup
 from hf_recipe.runner.show import Show
 from hf_recipe.runner.side_by_side import train_ahead
+from hf_recipe.runner.training_arguments import training_arguments
 from hf_recipe.trainer.attach import attach, known_thresholds
 
-EVALUATIONS, TRAIN_SAMPLE = 6, 1024
+TRAIN_SAMPLE = 1024
 
 
 class Lab:
@@ -252,43 +252,10 @@ class Lab:
 
     def arguments(self, setup: Setup, variant: Variant) -> Any:
         """The user's TrainingArguments with this experiment's settings."""
-        args, given = copy.copy(self.options.training), self.options.given
         rows = setup.rows or self.feed_for(setup).count(setup.part)
-        processes = world_size()
-        if "per_device_train_batch_size" not in given:
-            total = 64 if rows >= 512 else 16
-            args.per_device_train_batch_size = max(1, total // processes)
-            args.per_device_eval_batch_size = max(1, 256 // processes)
-        each = args.per_device_train_batch_size
-        args.per_device_train_batch_size = max(1, round(setup.batch * each))
-        batch = args.per_device_train_batch_size * processes * args.gradient_accumulation_steps
-        if "dataloader_drop_last" not in given and rows >= 8 * batch:
-            args.dataloader_drop_last = True  # every step the same size, on one process or many
-        steps = rows // batch if args.dataloader_drop_last else -(-rows // batch)
-        total = args.max_steps if args.max_steps > 0 else max(1, round(steps * setup.epochs))
-        args.learning_rate, args.num_train_epochs = setup.learning_rate, setup.epochs
-        args.lr_scheduler_type = SchedulerType(setup.schedule)
-        if setup.schedule != "constant" and "warmup_steps" not in given:
-            args.warmup_steps = round(setup.warmup * total)
-        args.max_grad_norm = setup.clip or args.max_grad_norm
-        args.weight_decay, args.label_smoothing_factor = setup.weight_decay, setup.label_smoothing
-        args.seed = args.data_seed = variant.seed
-        args.average_tokens_across_devices = False  # the loss is each process's own mean
+        args = training_arguments(self.options, setup, variant, rows)
         args.output_dir = str(self.folder / "runs" / variant.key)
-        args.run_name = f"{variant.change} (seed {variant.seed})"
-        args.eval_strategy, args.eval_steps = IntervalStrategy.STEPS, max(1, total // EVALUATIONS)
-        args.logging_strategy, args.logging_steps = IntervalStrategy.STEPS, max(1, total // 20)
-        args.save_strategy = SaveStrategy.NO
-        if setup.early_stopping:
-            args.save_strategy, args.save_steps = SaveStrategy.STEPS, args.eval_steps
-            args.load_best_model_at_end, args.save_total_limit = True, 1
-            args.metric_for_best_model, args.greater_is_better = "eval_loss", False
-        args.disable_tqdm = True
         args.report_to = self.trackers
-        if "project" not in given:
-            args.project = self.options.recipe.wandb_project
-        if args.device.type == "cpu":
-            args.dataloader_pin_memory = False
         return args
 
     def _watch(self, trainer: Trainer, setup: Setup, variant: Variant) -> Any:
