@@ -61,4 +61,4 @@ def _steps(args: Any, given: Any, setup: Setup, rows: int) -> int:
     if "dataloader_drop_last" not in given and rows >= 8 * batch:
         args.dataloader_drop_last = True  # every step the same size, on one process or many
     steps = rows // batch if args.dataloader_drop_last else -(-rows // batch)
-    return args.max_steps if args.max_steps > 0 else max(1, round(steps * setup.epochs))
+    return int(args.max_steps) if args.max_steps > 0 else max(1, round(steps * setup.epochs))
