@@ -44,6 +44,8 @@ class TensorScale:
         rows, features: how many were looked at.
         largest: the largest root mean square of a feature, and where: largest_feature.
         large: features whose root mean square lies beyond `LARGE`.
+        whole: the root mean square over all features: the scale of a fresh layer's outputs.
+        typical: the median of the features' root mean squares.
         peak: the largest absolute value of all.
         mean, deviation: over everything.
         normalised: whether that layer normalises what it gets.
@@ -60,11 +62,15 @@ class TensorScale:
     deviation: float
     layer: str = ""
     normalised: bool = False
+    whole: float = 0.0
+    typical: float = 0.0
 
 
 @dataclass(frozen=True)
 class InputScales(Measurement):
     """The numeric inputs of one batch, as the network's first layers get them."""
+
+    version = 2
 
     tensors: tuple[TensorScale, ...]
 
@@ -114,6 +120,8 @@ def scale_of(name: str, value: torch.Tensor, axis: int = -1, layer: str = "") ->
         mean=float(flat.mean()),
         deviation=float(flat.std(correction=0)),
         layer=layer,
+        whole=math.sqrt(float(mean_square.mean())),
+        typical=float(mean_square.sqrt().median()),
     )
 
 
@@ -199,19 +207,21 @@ def unscaled_input(
     seen: InputScales,
     *,
     large: Annotated[
-        float, "root mean square of a feature; ten times the unit that weights are drawn for"
+        float,
+        "root mean square of all inputs, or of one feature over the typical one's; ten times the "
+        "unit that weights are drawn for (a digit's 0..16 has 8 and trains well, 0..255 has 85)",
     ] = LARGE,
     small: Annotated[
         float, "largest absolute value; pixels over 255 twice reach .004, a 0..1 image 1"
     ] = SMALL,
 ) -> Iterator[Fault]:
-    """Inputs whose features are far larger than one, or whose every number is next to nothing."""
+    """Inputs far larger than one, a feature far above the others, or next to nothing at all."""
     for scale in seen.tensors:
         if scale.normalised:
             continue
         where = f" where it enters {scale.layer}" if scale.layer else ""
         numbers = f"mean {scale.mean:.3g}, standard deviation {scale.deviation:.3g}"
-        if scale.largest > large:
+        if scale.whole > large or scale.largest > large * max(1.0, scale.typical):
             which = (
                 f"{max(scale.large, 1)} of {scale.features} features"
                 if scale.features > 1
