@@ -211,5 +211,6 @@ PROBE = Probe(
     moment="static",
     measures=(DeclaredMetric, Circumstances),
     take=take,
+    serves=("overfitting", "late-metric-noise"),
 )
 MONITOR = Monitor(name="watch validation turn", moment="eval", measures=(Turn,), fold=fold)
