@@ -209,7 +209,7 @@ class Lab:
         if setup.augment:
             trainer.add_callback(Augmentation(*feed.changes))
         if setup.early_stopping:
-            from hf_recipe.regularize.early_stopping import EarlyStopping
+            from hf_recipe.regularize.stopping_callback import EarlyStopping
 
             trainer.add_callback(EarlyStopping())
         trainer.add_callback(WholeEvaluation())

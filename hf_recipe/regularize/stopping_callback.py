@@ -1,0 +1,241 @@
+"""`EarlyStopping`: the stopping rule on a Trainer, for any number of evaluation sets and ranks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import TrainerCallback
+
+from hf_recipe.core.check import Skip
+from hf_recipe.instruments.distributed import from_rank_0
+from hf_recipe.instruments.rates import decay_done, simulate
+from hf_recipe.regularize.early_stopping import StoppingRule
+from hf_recipe.regularize.metric_names import (
+    chosen_direction,
+    chosen_metric,
+    in_logs,
+    lower_is_better,
+)
+
+logger = logging.getLogger(__name__)
+
+STATE = "hf_recipe.early_stopping"  # our key in TrainerState.stateful_callbacks
+
+
+class EarlyStopping(TrainerCallback):  # type: ignore[misc]
+    """Stops the Trainer by `StoppingRule`; needs an ``eval_strategy`` and nothing else.
+
+    Works with ``load_best_model_at_end`` off. Several evaluation sets are followed all (but one
+    whose name says that it is training data), or those whose metrics it is told, e.g.
+    ``metric="eval_validation_loss"``; it stops when none of them has anything to gain. Its state
+    rides in ``TrainerState.stateful_callbacks`` as a plain dict, so patience, history and the
+    reason survive a resume.
+
+    Args:
+        metric: name in the logs, or several of one direction; default: the arguments'
+            ``metric_for_best_model``, else the loss.
+        greater_is_better: default: the arguments', or as the metric's name says.
+        rule: settings of the rule, as in `StoppingRule`.
+        standard_error_of: evaluation metrics -> standard error of the metric, where it is known.
+        cool_down: where the curve has turned but the rate's decay is still to come: begin it now,
+            linearly to 0 over this share of the steps done, and stop at its end; None: wait.
+
+    Attributes:
+        rule: the (first) metric's rule with its history; None before training.
+        rules: all of them, by metric.
+        reason: why the run was stopped; empty: it was not.
+    """
+
+    def __init__(
+        self,
+        metric: str | Sequence[str] | None = None,
+        *,
+        greater_is_better: bool | None = None,
+        cool_down: float | None = None,
+        standard_error_of: Callable[[dict[str, float]], float | None] | None = None,
+        **rule: Any,
+    ) -> None:
+        StoppingRule(**rule)  # a bad setting is told now, not at the first evaluation
+        if cool_down is not None and not 0 < cool_down <= 1:
+            raise ValueError(f"cool_down is a share of the steps done, in (0, 1]; got {cool_down}")
+        self.metrics = (metric,) if isinstance(metric, str) else tuple(metric or ())
+        self.metric = self.metrics[0] if self.metrics else None
+        self.greater_is_better = greater_is_better
+        self.cool_down = cool_down
+        self.standard_error_of = standard_error_of
+        self.settings = rule
+        self.rules: dict[str, StoppingRule] = {}
+        self.reason = ""
+        self._turned: set[str] = set()  # metrics whose latest evaluation said stop
+        self._cooling: list[int] | None = None  # first and last step of an early cool-down
+        self._decay: list[float] | None = None  # share done, at every `_every`-th step
+        self._every = 1
+        self._steps: dict[str, int] = {}  # at which each was evaluated last
+        self._others: dict[int, set[str]] = {}  # what evaluations reported instead, by step
+        self._told = False  # that it cannot work: once is enough
+
+    @property
+    def rule(self) -> StoppingRule | None:
+        """The rule of the (first) metric; None before training."""
+        return next(iter(self.rules.values()), None)
+
+    def names_of(self, args: Any) -> tuple[str, ...]:
+        """All metrics' names in the logs."""
+        return (self.name_of(args), *map(in_logs, self.metrics[1:]))
+
+    def name_of(self, args: Any) -> str:
+        """The metric's name in the logs."""
+        return chosen_metric(self.metric, args)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take up a stored history, or begin one and look at the schedule to come."""
+        kept = state.stateful_callbacks.get(STATE) if state.global_step else None
+        if kept is not None:
+            self.rules = {n: StoppingRule.from_state(r) for n, r in kept["rules"].items()}
+            self._decay, self._every, self._steps = kept["decay"], kept["every"], kept["steps"]
+            self._turned, self._cooling = set(kept["turned"]), kept["cooling"]
+            self.reason = kept.get("reason", "")
+            return
+        self.rules = {name: self._new_rule(args) for name in self.names_of(args)}
+        self._decay, self._steps, self._turned, self._cooling = None, {}, set(), None
+        self.reason, self._others, self._told = "", {}, False
+        self._look_at_settings(args)
+        scheduler = kwargs.get("lr_scheduler")
+        if scheduler is None or state.global_step:
+            return
+        try:
+            shares = decay_done(simulate(scheduler, state.max_steps))
+        except Skip as reason:
+            logger.info("early stopping takes the learning rate as constant: %s", reason)
+            return
+        if shares is not None:
+            self._every = -(-len(shares) // 256)
+            self._decay = shares[:: self._every] + shares[-1:]
+
+    def _new_rule(self, args: Any) -> StoppingRule:
+        greater = chosen_direction(self.metric, self.greater_is_better, args)
+        return StoppingRule(greater, **self.settings)
+
+    def _look_at_settings(self, args: Any) -> None:
+        """Say now what could not work, not when the run is over."""
+        if str(getattr(args.eval_strategy, "value", "")) == "no":
+            self._fails("eval_strategy is no")
+        for name, rule in self.rules.items():
+            lower = lower_is_better(name)
+            if lower is not None and lower == rule.greater_is_better:
+                way = "lower" if lower else "higher"
+                logger.warning(
+                    "early stopping waits for a %s %s; by its name %s is better",
+                    *("higher" if lower else "lower", name, way),
+                )
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any
+    ) -> None:
+        """Ask the rules, once for each step, and stop on all ranks if all say so."""
+        self._meet_sets(args, metrics)
+        asked, step = False, int(state.global_step)
+        for name, rule in self.rules.items():
+            if metrics.get(name) is None or step <= self._steps.get(name, 0):
+                continue  # another evaluation set, a second one at this step, or before training
+            asked, self._steps[name] = True, step
+            error = self.standard_error_of(metrics) if self.standard_error_of else None
+            value, error = from_rank_0((metrics[name], error), args.device)
+            stops = rule.update(value, error, self._share(state))
+            (self._turned.add if stops else self._turned.discard)(name)
+        self._miss(step, metrics)
+        if not asked:
+            return
+        if len(self._turned) == len(self.rules) and self._cooling is None:
+            control.should_training_stop, self.reason = True, self._why()
+            logger.info("stopped at step %d: %s", step, self.reason)
+        elif self.cool_down is not None and self._cooling is None and self._waits():
+            length = max(1, round(self.cool_down * step))
+            self._cooling = [step, step + length]
+            logger.info("cooling down over %d steps: %s", length, self._why())
+        self._keep(state)
+
+    def _meet_sets(self, args: Any, metrics: dict[str, float]) -> None:
+        """Follow each evaluation set, where there are several and none was named."""
+        name = self.name_of(args)
+        if self.metrics or args.metric_for_best_model is not None or name in metrics:
+            return
+        bare = name.removeprefix("eval")
+        for each in metrics:
+            inner = each.removeprefix("eval_").removesuffix(bare)
+            if each in self.rules or each != f"eval_{inner}{bare}" or "train" in inner.lower():
+                continue
+            self.rules.pop(name, None)
+            self.rules[each] = self._new_rule(args)
+
+    def _miss(self, step: int, metrics: dict[str, float]) -> None:
+        """Say, once evaluations of two steps have come, which metric none of them reports."""
+        missing = [name for name in self.rules if name not in self._steps]
+        if not missing or self._told or not step:
+            return
+        names = {n for n in metrics if n != "epoch" and not n.endswith(("runtime", "_second"))}
+        self._others.setdefault(step, set()).update(names)
+        if len(self._others) > 1:
+            seen = ", ".join(sorted(set().union(*self._others.values())))
+            self._fails(f"no evaluation reports {', '.join(missing)}; they report {seen}")
+
+    def _fails(self, why: str) -> None:
+        if not self._told:
+            logger.error("early stopping cannot work: %s", why)
+        self._told = True
+
+    def _why(self) -> str:
+        return "; ".join(rule.reason for rule in self.rules.values())
+
+    def _waits(self) -> bool:
+        """Whether nothing but the decay to come speaks against stopping."""
+        waiting = {n for n, r in self.rules.items() if r.reason.startswith("not stopped")}
+        return len(waiting | self._turned) == len(self.rules)
+
+    def _keep(self, state: Any) -> None:
+        state.stateful_callbacks[STATE] = {
+            "rules": {name: rule.state() for name, rule in self.rules.items()},
+            "decay": self._decay,
+            "every": self._every,
+            "steps": dict(self._steps),
+            "turned": sorted(self._turned),
+            "cooling": self._cooling,
+            "reason": self.reason,
+        }
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        """In a cool-down: the scheduler's rate, times what is left of it."""
+        if self._cooling is None or optimizer is None:
+            return
+        begin, end = self._cooling
+        left = max(0.0, 1 - (state.global_step - begin) / (end - begin))
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * left  # the scheduler sets it anew after every step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A cool-down that is over ends the run, after one more evaluation."""
+        if self._cooling is not None and state.global_step >= self._cooling[1]:
+            control.should_training_stop = control.should_evaluate = True
+            begin, end = self._cooling
+            self.reason = f"the rate was cooled down from step {begin} to {end}: {self._why()}"
+            logger.info("stopped at step %d, cooled down", state.global_step)
+
+    def _share(self, state: Any) -> float | None:
+        if self._decay is None:
+            return None
+        last = int(state.global_step) - 1  # the step whose rate was used last
+        if last >= state.max_steps - 1:
+            return 1.0
+        return self._decay[min(last // self._every, len(self._decay) - 1)]
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say so where stopping could not work."""
+        for name, rule in self.rules.items():
+            if rule.invalid and not rule.evaluations:
+                self._fails(f"{name} was never finite ({rule.invalid} evaluations)")
+            elif not rule.evaluations:
+                self._fails(f"{name} was never reported")
