@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from hf_recipe.instruments.rates import decay_done
 from hf_recipe.regularize.early_stopping import StoppingRule
 from hf_recipe.regularize.stopping_callback import STATE, EarlyStopping
+from tests.processes import torchrun
 
 RECORDED = Path(__file__).with_name("stopping_curves.npz")
 
@@ -433,3 +434,15 @@ def test_the_cool_down_can_begin_now(tmp_path):
     assert cooled[-1] < 0.5e-3
     with pytest.raises(ValueError, match="cool_down"):
         EarlyStopping(cool_down=0)
+
+
+@pytest.mark.slow
+def test_ranks_that_see_other_metrics_stop_as_one(tmp_path):
+    torchrun(Path(__file__).with_name("stopping_ranks.py"), tmp_path)
+    one, other = ((tmp_path / f"rank{rank}.txt").read_text().splitlines() for rank in (0, 1))
+    assert one == other
+    world, stopped, cooled = one
+    assert world == "world 2"
+    assert 11 <= int(stopped.split()[0]) <= 25
+    assert "(10, 1.0) [(1.0, 10), (1.1, 9)]" in stopped
+    assert "the rate was cooled down" in cooled
