@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -94,22 +94,24 @@ def _own_metrics(subject: Subject) -> Iterator[tuple[str, str, bool]]:
             yield type(callback).__name__, name, greater
 
 
-def _choosers(subject: Subject) -> tuple[str, ...]:
+def stoppers(trainer: Any) -> list[Any]:
+    """The early-stopping callbacks of a Trainer: its own kind's, and ours."""
     from transformers import EarlyStoppingCallback
 
     from hf_recipe.regularize.stopping_callback import EarlyStopping
 
-    args, trainer = subject.args, subject.trainer
     callbacks = trainer.callback_handler.callbacks if trainer is not None else []
+    return [c for c in callbacks if isinstance(c, (EarlyStoppingCallback, EarlyStopping))]
+
+
+def _choosers(subject: Subject) -> tuple[str, ...]:
+    args = subject.args
     found = ["load_best_model_at_end"] if args.load_best_model_at_end else []
     if str(getattr(args.save_strategy, "value", "")) == "best":
         found.append("save_strategy=best")
     if str(getattr(args.lr_scheduler_type, "value", "")) == "reduce_lr_on_plateau":
         found.append("reduce_lr_on_plateau")
-    found += [
-        type(c).__name__ for c in callbacks if isinstance(c, (EarlyStoppingCallback, EarlyStopping))
-    ]
-    return tuple(found)
+    return (*found, *(type(c).__name__ for c in stoppers(subject.trainer)))
 
 
 def measure_evaluation_rows(subject: Subject) -> Iterator[Located]:

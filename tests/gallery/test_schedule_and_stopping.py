@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import EarlyStoppingCallback, Trainer
 
+import hf_recipe
 from tests.gallery.harness import Case, assert_found, assert_silent, run
 from tests.models import arguments, bert, words
 
@@ -95,6 +96,23 @@ def declared(folder, faulty):
     return trainer
 
 
+def guarded(folder, faulty):
+    """By heart, and nothing stops it; or it is stopped, and ends with its best weights."""
+    rows = words(24).map(lambda row, i: {"labels": (row["labels"] + i % 2) % 4}, with_indices=True)
+    options = {} if faulty else {"save_strategy": "steps", "save_steps": 8}
+    return classifier(
+        folder,
+        rows=rows,
+        callbacks=[] if faulty else [hf_recipe.EarlyStopping()],
+        max_steps=96,
+        learning_rate=3e-3,
+        eval_strategy="steps",
+        eval_steps=8,
+        load_best_model_at_end=not faulty,
+        **options,
+    )
+
+
 CASES = [
     Case("warmup-too-long", warm_up, "warning", train=False),
     Case("schedule-never-decays", stepped(10_000), "warning", train=False),
@@ -109,6 +127,14 @@ CASES = [
         also={"input-ignored"},
         healthy_also={"input-ignored"},
         name="overfitting by the metric that is declared",
+    ),
+    Case(
+        "overfitting",
+        guarded,
+        "warning",
+        also={"input-ignored"},
+        healthy_also={"input-ignored"},
+        name="overfitting without early stopping",
     ),
 ]
 
