@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -108,13 +109,17 @@ class Rehearsal:
     def run(self, change: str, setup: Setup, seed: int, *, watch: bool = False) -> Outcome:
         """The outcome of this setup and seed."""
         if (setup, seed) not in self.known:
-            self.known[setup, seed] = Outcome(tuple(next(self.trainings)), 1.0, 0.9)
+            facts = {"planned": 250}
+            self.known[setup, seed] = Outcome(tuple(next(self.trainings)), 1.0, 0.9, facts)
         return self.known[setup, seed]
 
 
 def kept_of(trainings: np.ndarray[Any, Any], names: tuple[str, ...]) -> str:
-    """What one ladder over these trainings keeps; the start's come first."""
-    lab: Any = Rehearsal(iter(trainings), names)
+    """What one ladder over these trainings keeps; the start's come first.
+
+    What is tried further once something was kept takes them from the first on again.
+    """
+    lab: Any = Rehearsal(itertools.cycle(trainings), names)
     journey = Journey(lab, lab.start)
     regularize_stage.climb(journey, journey.outcomes("start", lab.start))
     return regularize_stage.kept(lab.start, journey.setup)

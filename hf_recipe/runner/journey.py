@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_recipe.instruments.compare import Gain, Outcome, paired_gain, residual_spread
+from hf_recipe.runner.beside import AVERAGED, settled
 from hf_recipe.runner.experiment import Lab
 from hf_recipe.runner.setup import Setup
 
@@ -51,10 +52,16 @@ class Journey:
     ) -> Gain:
         """Paired gain over the same seeds, on validation rows or on the sampled training rows.
 
+        Two trainings at a constant rate are compared by the averages beside them: their last
+        weights hold the noise of their last steps, which the decay, tuned last, takes away.
+
         With few seeds per comparison their variance is hardly known; so it is pooled over all
         trainings that were compared so far. The baselines are left out of it: a linear model's
         seeds agree, and would make a large one's luck look like skill.
         """
+        both = [*before, *after]
+        if all(AVERAGED in o.facts.get("beside", {}) for o in both):
+            before, after = [settled(o) for o in before], [settled(o) for o in after]
         first, second = (
             np.asarray([o.facts["train_losses"] if train else o.row_losses for o in group])
             for group in (before, after)

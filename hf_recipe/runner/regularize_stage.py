@@ -22,7 +22,7 @@ def run(journey: Journey) -> Gate:
     lab = journey.lab
     start = journey.setup
     before = journey.outcomes("where the stage begins", start)
-    standing = climb(journey, before)
+    standing, rungs = climb(journey, before)
     lab.report.exhibit(curves(standing[0], "The regularized model's course", "regularize"))
     look_at_data(journey, standing)
     journey.note("regularize: " + (kept(start, journey.setup) or "nothing kept"), standing)
@@ -35,53 +35,74 @@ def run(journey: Journey) -> Gate:
             len(standing[0].row_losses),
             int(standing[0].facts["steps"]),
         )
-    return regularize_gate(journey.gain(before, standing), _gap(before), _gap(standing))
+    gain = journey.gain(before, standing)
+    return regularize_gate(gain, _gap(before), _gap(standing), _closest(rungs, len(lab.seeds)))
 
 
-def climb(journey: Journey, standing: list[Outcome]) -> list[Outcome]:
+def climb(journey: Journey, standing: list[Outcome]) -> tuple[list[Outcome], list[Rung]]:
     """Try one regularizer after the other on what stands; the ladder goes into the report.
 
+    What is kept is tried at a greater strength at once. That asks nothing more of the level: the
+    greater strength is tried only where the smaller one was no error.
+
     Returns:
-        The outcomes of what stands at the end, with ``journey.setup`` its setup.
+        The outcomes of what stands at the end, with ``journey.setup`` its setup; and the ladder.
     """
-    lab, names = journey.lab, chosen(journey.lab.options.recipe.regularizers)
+    names = chosen(journey.lab.options.recipe.regularizers)
     level = ladder_level(len(names))
     rungs = [Rung("start", validation_loss(standing), metric=standing[0].metric, kept=True)]
     trainings, left_out = [standing], []
     for name in names:
-        found = proposal(name, journey)
+        found: Try | str | None = proposal(name, journey, int(standing[0].facts["planned"]))
         if isinstance(found, str):
             left_out.append(f"{name}: {found}")
-            continue
-        tried = journey.setup.change(**found.change)
-        outcomes = journey.outcomes(found.what, tried)
-        shared = bool(found.beside and all(o.facts.get("shared") for o in outcomes))
-        gain = (
-            _beside(standing, outcomes, found, trainings, level)
-            if shared
-            else journey.gain(standing, outcomes, level=level)
-        )
-        rungs.append(_rung(found.what, outcomes, gain, shared))
-        if not shared:
-            trainings.append(outcomes)
-        if gain.verdict is True:
-            journey.setup, standing = tried, outcomes
-    for line in left_out:
-        lab.show.say(f"       not tried: {line}")
+        while isinstance(found, Try):
+            tried = journey.setup.change(**found.change)
+            outcomes = journey.outcomes(found.what, tried)
+            shared = bool(found.beside and all(o.facts.get("shared") for o in outcomes))
+            gain = (
+                _beside(standing, outcomes, found, trainings, level)
+                if shared
+                else journey.gain(standing, outcomes, level=level)
+            )
+            rungs.append(_rung(found.what, outcomes, gain, shared))
+            trainings += [] if shared else [outcomes]
+            if gain.verdict is True:
+                journey.setup, standing = tried, outcomes
+            found = found.stronger if gain.verdict is True else None
+    _show(journey, rungs, left_out, names)
+    return standing, rungs
+
+
+def _closest(rungs: list[Rung], seeds: int) -> tuple[str, Gain] | None:
+    """Where nothing was kept: what came closest to it, by the lower end of its interval."""
+    if any(rung.kept for rung in rungs[1:]):
+        return None
+    told = [
+        (rung.change, Gain(rung.gain, rung.low, rung.high, seeds))
+        for rung in rungs[1:]
+        if rung.gain is not None and rung.low is not None and rung.high is not None
+    ]
+    return max(told, key=lambda each: each[1].low, default=None)
+
+
+def _show(journey: Journey, rungs: list[Rung], left_out: list[str], names: tuple[str, ...]) -> None:
+    """The ladder, and what was left out of it and why: in the report and on the console."""
+    lab = journey.lab
     untried = [name for name in NAMES if name not in names]
     caption = (
-        f"Kept: better beyond a {level:.1%} interval, so that all of {len(names)} that do nothing "
-        "stay out in 95 % of ladders."
+        f"Kept: better beyond a {ladder_level(len(names)):.1%} interval, so that all of "
+        f"{len(names)} that do nothing stay out in 95 % of ladders; what was kept is tried twice "
+        "as strong."
         + (f" Not tried: {'; '.join(left_out)}." if left_out else "")
         + (f" Not asked for: {', '.join(untried)} (--regularizers)." if untried else "")
     )
-    ladder = Ladder(
-        "Regularizers, one at a time", "regularize", tuple(rungs), lab.metric_name, caption
-    )
-    lab.report.exhibit(ladder)
+    title = "Regularizers, one at a time"
+    lab.report.exhibit(Ladder(title, "regularize", tuple(rungs), lab.metric_name, caption))
+    for line in left_out:
+        lab.show.say(f"       not tried: {line}")
     for rung in rungs[1:]:
         lab.show.say(f"       {line_of(rung)}")
-    return standing
 
 
 def _beside(

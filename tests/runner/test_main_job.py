@@ -14,7 +14,17 @@ from hf_recipe.runner.main import main
 from tests.processes import TORCHRUN
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "recipe.py"
-QUICK = ["--use_cpu", "true", "--num_train_epochs", "1", "--trials", "2", "--keep_going"]
+QUICK = [
+    "--use_cpu",
+    "true",
+    "--num_train_epochs",
+    "1",
+    "--trials",
+    "2",
+    "--seeds",
+    "2",
+    "--keep_going",
+]
 
 
 def texts(path, rows=240):
