@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,14 @@ class Journey:
     simplest: list[Outcome] = field(default_factory=list)
     teachers: list[Path] = field(default_factory=list)
 
-    def outcomes(self, change: str, setup: Setup, *, watch: bool = False) -> list[Outcome]:
+    def outcomes(
+        self, change: str, setup: Setup, *, watch: bool = False, seeds: Sequence[int] | None = None
+    ) -> list[Outcome]:
         """`setup` trained with every seed; with `watch` the first is reported on in full."""
         first = self.lab.seeds[0]
         return [
             self.lab.run(change, setup, seed, watch=watch and seed == first)
-            for seed in self.lab.seeds
+            for seed in (self.lab.seeds if seeds is None else seeds)
         ]
 
     def gain(

@@ -45,7 +45,7 @@ def test_a_mistyped_regularizer_is_one_line():
 
 
 def a_journey(**changes):
-    lab = Rehearsal(iter(()), ("dropout",))
+    lab = Rehearsal(lambda setup, seed: (), ("dropout",))
     journey = Journey(lab, lab.start.change(**changes))
     return journey
 
@@ -177,39 +177,60 @@ def test_a_decay_is_as_strong_in_a_short_run_as_in_a_long_one():
         assert found.stronger.stronger is None
 
 
+def climbed(train, names, seeds=2):
+    """A ladder over made trainings: the lab, the journey at its end, and what was shown."""
+    lab = Rehearsal(train, names)
+    lab.seeds, said, shown = tuple(range(seeds)), [], []
+    lab.show, lab.report = SimpleNamespace(say=said.append), SimpleNamespace(exhibit=shown.append)
+    journey = Journey(lab, lab.start)
+    whole, _ = regularize_stage.climb(journey, journey.outcomes("start", lab.start))
+    return SimpleNamespace(lab=lab, journey=journey, whole=whole, ladder=shown[0], said=said)
+
+
+def made(gain, draw, rows=200, scatter=0.02):
+    """Losses of rows, some harder than others; seeds scatter; each setup is better by `gain`."""
+    hard = draw.exponential(0.3, rows)
+    return lambda setup, seed: (
+        hard + draw.normal(0, scatter) + draw.normal(0, 0.1, rows) - gain(setup)
+    )
+
+
 @pytest.mark.parametrize("second", [0.6, 0.0])
 def test_what_was_kept_is_tried_twice_as_strong(second):
-    draw = np.random.default_rng(1)
-    losses = draw.exponential(0.3, 200) + draw.normal(0, 0.02, (6, 1)) + np.zeros((6, 200))
-    losses[2:4] -= 0.3  # strength 1
-    losses[4:6] -= second
-    lab = Rehearsal(iter(losses), ("augmentation",))
-    shown = []
-    lab.report = SimpleNamespace(exhibit=shown.append)
-    journey = Journey(lab, lab.start)
-    regularize_stage.climb(journey, journey.outcomes("start", lab.start))
-    assert [rung.kept for rung in shown[0].rungs] == [True, True, second > 0]
-    assert journey.setup.augment == (2.0 if second else 1.0)
+    gains = {0.0: 0.0, 1.0: 0.3, 2.0: second}
+    end = climbed(made(lambda s: gains[s.augment], np.random.default_rng(1)), ("augmentation",))
+    assert [rung.kept for rung in end.ladder.rungs] == [True, True, second > 0]
+    assert end.journey.setup.augment == (2.0 if second else 1.0)
+
+
+def test_what_may_help_is_looked_at_twice_and_what_does_not_once():
+    """A gain of two standard errors; a loss."""
+    draw = np.random.default_rng(3)
+    gains = lambda s: 0.06 * (s.augment > 0) - 0.1 * (s.dropout > 0)  # noqa: E731
+    seen = {4: 0, 8: 0}
+    for _ in range(20):
+        end = climbed(made(gains, draw, scatter=0.05), ("augmentation", "dropout"), seeds=4)
+        seen[1 + max(k for s, k in end.lab.known if s.augment == 1.0 and not s.dropout)] += 1
+        assert max(k for s, k in end.lab.known if s.dropout) == 3
+        assert len(end.whole) in (4, 8)
+    assert seen[8] >= 8
 
 
 def test_what_helps_is_kept_and_what_does_nothing_is_not():
     draw = np.random.default_rng(0)
     names = ("augmentation", "dropout", "weight-decay")
-    helped = [kept_of(ladder_of(0.15, draw), names) for _ in range(60)]
-    idle = [kept_of(ladder_of(0.0, draw), names) for _ in range(100)]
-    assert sum(kept == "augment" for kept in helped) >= 54
+    better = lambda s: 0.15 if s.augment else 0.0  # noqa: E731
+    helped = [kept_of(made(better, draw), names) for _ in range(60)]
+    idle = [kept_of(made(lambda s: 0.0, draw), names) for _ in range(100)]
+    assert sum("augment" in kept for kept in helped) >= 54
     assert sum(kept != "" for kept in idle) <= 8
 
 
 def test_the_ladder_says_what_it_did_not_try():
-    lab = Rehearsal(iter(ladder_of(0.0, np.random.default_rng(2), rungs=3)), ("all",))
-    lab.options.recipe.regularizers = "dropout,features,weight-decay"
-    said, shown = [], []
-    lab.show = SimpleNamespace(say=said.append)
-    lab.report = SimpleNamespace(exhibit=shown.append)
-    journey = Journey(lab, lab.start)
-    regularize_stage.climb(journey, journey.outcomes("start", lab.start))
-    assert [rung.change for rung in shown[0].rungs] == ["start", "dropout 0.1", "weight decay 4"]
-    assert "features: no model was looked at" in shown[0].caption
-    assert "augmentation" in shown[0].caption.partition("Not asked for")[2]
-    assert sum("not tried" in line for line in said) == 1
+    names = ("dropout", "features", "weight-decay")
+    end = climbed(made(lambda s: 0.0, np.random.default_rng(2)), names)
+    changes = [rung.change for rung in end.ladder.rungs]
+    assert changes == ["start", "dropout 0.1", "weight decay 4"]
+    assert "features: no model was looked at" in end.ladder.caption
+    assert "augmentation" in end.ladder.caption.partition("Not asked for")[2]
+    assert sum("not tried" in line for line in end.said) == 1
