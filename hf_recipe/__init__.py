@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from hf_recipe.regularize.averaging import average_weights as average_weights
     from hf_recipe.regularize.best_checkpoints import BestCheckpoints as BestCheckpoints
     from hf_recipe.regularize.dropout import set_dropout as set_dropout
+    from hf_recipe.regularize.early_stopping import EarlyStopping as EarlyStopping
     from hf_recipe.regularize.simulate import Simulated as Simulated
-    from hf_recipe.regularize.stopping_callback import EarlyStopping as EarlyStopping
     from hf_recipe.regularize.transfer import GradualUnfreezing as GradualUnfreezing
     from hf_recipe.regularize.transfer import layerwise_rates as layerwise_rates
     from hf_recipe.regularize.weight_decay import decay_groups as decay_groups
@@ -60,7 +60,7 @@ _HOMES = {
     "DistillationTrainer": "hf_recipe.tune.distillation",
     "DistillationTrainingArguments": "hf_recipe.tune.distillation_arguments",
     "BestCheckpoints": "hf_recipe.regularize.best_checkpoints",
-    "EarlyStopping": "hf_recipe.regularize.stopping_callback",
+    "EarlyStopping": "hf_recipe.regularize.early_stopping",
     "GrowInput": "hf_recipe.complexify.growth",
     "HockeyStickCallback": "hf_recipe.trainer.callback",
     "InitialLossCallback": "hf_recipe.trainer.callback",

@@ -43,7 +43,7 @@ def listen_to_rows(
     callbacks: Iterable[Any], args: Any, latest: Callable[[], Evaluation | None]
 ) -> None:
     """Give each `EarlyStopping` that follows one loss, and knows no error of it, the rows'."""
-    from hf_recipe.regularize.stopping_callback import EarlyStopping
+    from hf_recipe.regularize.early_stopping import EarlyStopping
 
     for callback in callbacks:
         if not isinstance(callback, EarlyStopping):

@@ -80,7 +80,7 @@ def measure_selection(subject: Subject) -> Iterator[Selection]:
 def _own_metrics(subject: Subject) -> Iterator[tuple[str, str, bool]]:
     """Class name, metric and direction of each callback of ours that was told its own."""
     from hf_recipe.regularize.best_checkpoints import BestCheckpoints
-    from hf_recipe.regularize.stopping_callback import EarlyStopping
+    from hf_recipe.regularize.early_stopping import EarlyStopping
 
     callbacks = subject.trainer.callback_handler.callbacks if subject.trainer is not None else []
     for callback in callbacks:
@@ -98,7 +98,7 @@ def stoppers(trainer: Any) -> list[Any]:
     """The early-stopping callbacks of a Trainer: its own kind's, and ours."""
     from transformers import EarlyStoppingCallback
 
-    from hf_recipe.regularize.stopping_callback import EarlyStopping
+    from hf_recipe.regularize.early_stopping import EarlyStopping
 
     callbacks = trainer.callback_handler.callbacks if trainer is not None else []
     return [c for c in callbacks if isinstance(c, (EarlyStoppingCallback, EarlyStopping))]

@@ -56,7 +56,7 @@ def take(subject: Any) -> Iterator[StoppingSetup]:
     """Read the setup off the arguments, the callbacks and what evaluation can report."""
     from transformers import EarlyStoppingCallback
 
-    from hf_recipe.regularize.stopping_callback import EarlyStopping
+    from hf_recipe.regularize.early_stopping import EarlyStopping
 
     args, trainer = subject.args, subject.trainer
     callbacks = trainer.callback_handler.callbacks if trainer is not None else []
@@ -270,7 +270,7 @@ def take_chosen(subject: Any) -> Iterator[ChosenMetric]:
 def _told(args: Any, trainer: Any) -> Iterator[tuple[str, str]]:
     """Each metric that was told to somebody who chooses by it."""
     from hf_recipe.regularize.best_checkpoints import BestCheckpoints
-    from hf_recipe.regularize.stopping_callback import EarlyStopping
+    from hf_recipe.regularize.early_stopping import EarlyStopping
 
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, EarlyStopping):

@@ -199,7 +199,7 @@ class Lab:
                 Augmentation(*(stronger(change, setup.augment) for change in feed.changes))
             )
         if setup.early_stopping:
-            from hf_recipe.regularize.stopping_callback import EarlyStopping
+            from hf_recipe.regularize.early_stopping import EarlyStopping
 
             trainer.add_callback(EarlyStopping())
         trainer.add_callback(WholeEvaluation())

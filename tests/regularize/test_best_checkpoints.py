@@ -8,8 +8,8 @@ import torch
 import hf_recipe
 from hf_recipe.instruments.window import Evaluation
 from hf_recipe.regularize.best_checkpoints import STATE, BestCheckpoints
+from hf_recipe.regularize.early_stopping import EarlyStopping
 from hf_recipe.regularize.paired_error import PairedError
-from hf_recipe.regularize.stopping_callback import EarlyStopping
 from tests.regularize.test_early_stopping import trainer_of
 
 OPTIONS = {"save_strategy": "steps", "save_steps": 2, "eval_steps": 2}

@@ -11,8 +11,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_recipe.instruments.rates import decay_done
-from hf_recipe.regularize.early_stopping import StoppingRule
-from hf_recipe.regularize.stopping_callback import STATE, EarlyStopping
+from hf_recipe.regularize.early_stopping import STATE, EarlyStopping, StoppingRule
 from tests.processes import torchrun
 
 RECORDED = Path(__file__).with_name("stopping_curves.npz")

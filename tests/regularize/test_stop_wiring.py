@@ -7,8 +7,8 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 
 import hf_recipe
 from hf_recipe.instruments.subject import Plan, Subject
+from hf_recipe.regularize.early_stopping import EarlyStopping
 from hf_recipe.regularize.stop_wiring import EARLY_STOP_MISWIRED, ChosenMetric, take
-from hf_recipe.regularize.stopping_callback import EarlyStopping
 
 
 def found(folder, callbacks=(), compute=None, sets=False, steps=100, base=Trainer, **options):

@@ -101,7 +101,7 @@ def test_all_stages_then_again_without_training(tmp_path, capsys):
     assert [int(row["number"]) for row in rows] == list(range(1, len(rows) + 1))
     assert len({row["key"] for row in rows}) == len(rows)
     shared = [row for row in rows if row["seconds"] == "0.00"]
-    assert 0 < len(shared) <= 4  # stopping and averaging are seen in other trainings
+    assert 0 < len(shared) <= 8  # stopping and averaging are seen in other trainings
     brief = [row for row in rows if json.loads(row["config"])["epochs"] == 0.5]
     assert [row["change"] for row in brief] == ["trial 1", "trial 2"]
     again = [row for row in rows if row["change"].endswith("at full length")]
