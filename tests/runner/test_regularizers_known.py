@@ -7,6 +7,7 @@ and many rows of a rule without noise, on which no training has gone too far.
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from hf_recipe.runner import regularize_stage
 from hf_recipe.runner.data import load
