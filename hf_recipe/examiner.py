@@ -128,7 +128,7 @@ class Examiner:
         Args:
             step: the optimizer step it looks at; None before training.
         """
-        if not self.judging(probe.measures):
+        if not (self.judging(probe.measures) or self.selected.keys() & set(probe.serves)):
             return []
         fatal = {f.check for f in self.report.flat} & UNRUNNABLE
         if probe.moment == "probe" and fatal:  # and on a GPU it would take the device with it

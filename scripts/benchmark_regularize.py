@@ -5,16 +5,18 @@
 
 - nulls: ladders whose rungs change nothing but the draw of random numbers, each training a real
   one, judged by the stage's own code with two seeds: how many keep anything.
-- digits: digits with 300 training rows: the stage's result against its start, over five seeds that
-  had no part in choosing.
+- digits: digits with 300 training rows: the stage's result against its start, over five seeds and
+  some hundred rows that had no part in choosing.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,10 +85,17 @@ def train_many(count: int, seed: int, *, jitter: float = 0.0) -> np.ndarray[Any,
 
 
 class Rehearsal:
-    """A lab whose trainings were done beforehand: each new setup takes the next group of them."""
+    """A lab whose trainings were done beforehand.
 
-    def __init__(self, trainings: Iterator[np.ndarray[Any, Any]], names: tuple[str, ...]) -> None:
-        self.trainings = trainings
+    Args:
+        train: setup and seed -> losses of rows; asked once for each.
+        names: of regularizers that are tried.
+    """
+
+    def __init__(
+        self, train: Callable[[Setup, int], np.ndarray[Any, Any]], names: tuple[str, ...]
+    ) -> None:
+        self.train = train
         self.known: dict[tuple[Setup, int], Outcome] = {}
         self.seeds = tuple(range(SEEDS))
         self.stage, self.metric_name, self.fields = "regularize", "accuracy", None
@@ -108,42 +117,47 @@ class Rehearsal:
     def run(self, change: str, setup: Setup, seed: int, *, watch: bool = False) -> Outcome:
         """The outcome of this setup and seed."""
         if (setup, seed) not in self.known:
-            self.known[setup, seed] = Outcome(tuple(next(self.trainings)), 1.0, 0.9)
+            losses = tuple(self.train(setup, seed))
+            self.known[setup, seed] = Outcome(losses, 1.0, 0.9, {"planned": 250})
         return self.known[setup, seed]
 
 
-def kept_of(trainings: np.ndarray[Any, Any], names: tuple[str, ...]) -> str:
-    """What one ladder over these trainings keeps; the start's come first."""
-    lab: Any = Rehearsal(iter(trainings), names)
+def kept_of(train: Callable[[Setup, int], np.ndarray[Any, Any]], names: tuple[str, ...]) -> str:
+    """What one ladder over these trainings keeps."""
+    lab: Any = Rehearsal(train, names)
     journey = Journey(lab, lab.start)
     regularize_stage.climb(journey, journey.outcomes("start", lab.start))
     return regularize_stage.kept(lab.start, journey.setup)
 
 
+def drawn(
+    runs: np.ndarray[Any, Any], draw: np.random.Generator, fall: float = 0.0
+) -> Callable[[Setup, int], np.ndarray[Any, Any]]:
+    """Each training takes another one of `runs`; with augmentation its losses are lower."""
+    order = itertools.cycle(draw.permutation(len(runs)))
+    return lambda setup, seed: runs[next(order)] * (1 - fall if setup.augment else 1)
+
+
 def nulls(figures: Figures, options: argparse.Namespace) -> None:
     """Ladders whose rungs do nothing; and, beside them, rungs that do."""
-    each = SEEDS * (len(TRIED) + 1)
+    each = 2 * SEEDS * (len(TRIED) + 1)  # with a second look at every rung
     runs = train_many(options.trials * each, options.seed)
-    ladders = runs.reshape(options.trials, each, -1)
-    silent = [not kept_of(ladder, TRIED) for ladder in ladders]
+    draw = np.random.default_rng(options.seed)
+    silent = [
+        not kept_of(drawn(ladder, draw), TRIED) for ladder in runs.reshape(options.trials, each, -1)
+    ]
     figures.record(
         f"null ladders that keep nothing, of {options.trials}",
         float(np.mean(silent)),
         least=0.95,
-        note=f"{len(TRIED)} rungs, {SEEDS} seeds, all trained anew",
+        note=f"{len(TRIED)} rungs, {SEEDS} seeds or twice as many, all trained anew",
     )
-    draw, many = np.random.default_rng(options.seed), 1000
-    flat = ladders.reshape(-1, ladders.shape[-1])
-    again = [
-        not kept_of(flat[draw.choice(len(flat), each, replace=False)], TRIED) for _ in range(many)
-    ]
+    many = 1000
+    again = [not kept_of(drawn(runs, draw), TRIED) for _ in range(many)]
     figures.record(f"the same, {many} ladders drawn from these", float(np.mean(again)), least=0.95)
     for fall in (0.05, 0.1, 0.2, 0.3):
-        found = []
-        for _ in range(200):
-            group = flat[draw.choice(len(flat), 2 * SEEDS + 4, replace=False)]
-            group[SEEDS : 2 * SEEDS] *= 1 - fall
-            found.append("augment" in kept_of(group, ("augmentation", "dropout", "weight-decay")))
+        names = ("augmentation", "dropout", "weight-decay")
+        found = ["augment" in kept_of(drawn(runs, draw, fall), names) for _ in range(200)]
         least = 0.8 if fall == 0.3 else None
         figures.record(f"a fall of the loss by {fall:.0%} is kept", np.mean(found), least=least)
 
@@ -152,7 +166,7 @@ def nulls(figures: Figures, options: argparse.Namespace) -> None:
 
 
 def digits(figures: Figures, options: argparse.Namespace) -> None:
-    """The stage on digits with few training rows; then seeds that had no part in it."""
+    """The stage on digits with few training rows; then seeds and rows that had no part in it."""
     from hf_recipe.runner.data import load
     from hf_recipe.runner.experiment import Lab
     from hf_recipe.runner.options import parse
@@ -162,13 +176,16 @@ def digits(figures: Figures, options: argparse.Namespace) -> None:
         asked = parse(["--use_cpu", "true", "--report_to", "none", "--output_dir", name])
         data = load(asked)
         train = data.splits["train"]
-        data.splits = {**data.splits, "train": train.select(range(ROWS))}
-        lab = Lab(asked, data, Path(name), Show())
+        few, others = train.select(range(ROWS)), train.select(range(ROWS, len(train)))
+        chosen = replace(data, splits={**data.splits, "train": few})
+        lab = Lab(asked, chosen, Path(name), Show())
         lab.stage = "regularize"
         journey = Journey(lab, lab.start.change(model="large"))
         start = journey.setup
         regularize_stage.climb(journey, journey.outcomes("where the stage begins", start))
         end, seeds = journey.setup, range(1000 + options.seed, 1005 + options.seed)
+        unseen = replace(data, splits={**data.splits, "train": few, "validation": others})
+        lab = Lab(asked, unseen, Path(name), Show())
         before = [lab.run("where the stage began", start, seed).row_losses for seed in seeds]
         after = [lab.run("where it ended", end, seed).row_losses for seed in seeds]
     gain = paired_gain(before, after)
@@ -177,7 +194,8 @@ def digits(figures: Figures, options: argparse.Namespace) -> None:
         f"digits, {ROWS} training rows: fall of the validation loss",
         gain.mean / loss,
         interval=(gain.low / loss, gain.high / loss),
-        note=f"from {loss:.3f}, 5 seeds; kept: {regularize_stage.kept(start, end) or 'nothing'}",
+        note=f"from {loss:.3f}, 5 seeds and {len(others)} rows that had no part in choosing; "
+        f"kept: {regularize_stage.kept(start, end) or 'nothing'}",
     )
     figures.record("the same, lower end of its interval", gain.low / loss, least=0.001)
 

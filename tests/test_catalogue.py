@@ -36,6 +36,14 @@ def test_every_measurement_has_a_probe_or_monitor_that_takes_it():
     assert set(measurement_kinds()) <= taken | by_call
 
 
+def test_every_probe_has_a_check_that_judges_or_uses_what_it_takes():
+    """A probe without one is never run, and what waits for its evidence goes without."""
+    for probe in PROBES.values():
+        judged = {kind.kind() for kind in probe.measures} & set(measurement_kinds())
+        assert judged or probe.serves, probe.name
+        assert set(probe.serves) <= set(CHECKS), probe.name
+
+
 def test_the_generated_pages_are_up_to_date():
     assert PAGES["json"].read_text() == as_json(), "run python scripts/catalogue.py"
     assert PAGES["md"].read_text() == as_markdown(), "run python scripts/catalogue.py"

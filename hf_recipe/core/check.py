@@ -281,6 +281,8 @@ class Probe:
             (optimizer and scheduler exist), "trainer" (a Trainer, not a callback alone),
             "inspection" (seconds of time: `inspect_dataset` and the runner take it, a run does
             not).
+        serves: checks whose monitors use what it measures as evidence, though they do not judge
+            it themselves.
     """
 
     name: str
@@ -288,6 +290,7 @@ class Probe:
     measures: tuple[type[Measurement], ...]
     take: Callable[[Any], Iterable[Taken | Located]]
     needs: tuple[str, ...] = ()
+    serves: tuple[str, ...] = ()
 
 
 State = dict[str, Any]

@@ -196,12 +196,18 @@ def residual_spread(losses: Sequence[np.ndarray]) -> tuple[float, int] | None:
     return 2 * squares / (freedom + USUAL_WORTH), freedom + USUAL_WORTH
 
 
-def ladder_level(rungs: int) -> float:
+FIRST_LOOK = 0.2  # share of a rung's error that its first look may spend; the second has the rest
+
+
+def ladder_level(rungs: int, share: float = 1.0) -> float:
     """Level of each rung's interval at which all rungs that do nothing stay out in 95 % of ladders.
 
     Bonferroni's share of 5 %, one-sided, since a rung is kept on one side alone; never under 95 %.
+
+    Args:
+        share: of the rung's error that this look at it may spend, where it is looked at twice.
     """
-    return 1 - 0.1 / max(2, rungs)
+    return 1 - 0.1 * share / max(2, rungs)
 
 
 def compare(

@@ -17,7 +17,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -40,6 +40,12 @@ class Change(Protocol):
     """One way to vary a batch: a copy of `batch` with new tensors, drawn from `draw`."""
 
     def __call__(self, batch: Values, draw: torch.Generator) -> Values: ...
+
+
+def stronger(change: Any, factor: float) -> Any:
+    """The same change at `factor` times its strength: its shares, angles and spreads."""
+    values = {f.name: getattr(change, f.name) for f in fields(change)}
+    return replace(change, **{k: v * factor for k, v in values.items() if type(v) is float})
 
 
 class Augmented:

@@ -236,12 +236,14 @@ class WeightAveraging(TrainerCallback):  # type: ignore[misc]
         rows = rows_of_trainer(self.trainer, data, "validation")
         if rows is None or rows.is_stream or not len(rows):
             return None
-        raw = self._losses(rows)
+        raw = self.losses(rows)
         with self.weights():
-            averaged = self._losses(rows)
+            averaged = self.losses(rows)
         return (raw, averaged) if len(raw) == len(averaged) and raw else None
 
-    def _losses(self, rows: Rows) -> list[float]:
+    def losses(self, rows: Rows) -> list[float]:
+        """Losses of rows under the weights that the model has now; of batches where rows' cannot
+        be told apart."""
         found: list[float] = []
         with quiet(self.model, trainer=self.trainer), torch.no_grad():
             self.model.eval()

@@ -21,6 +21,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from hf_recipe.instruments.distributed import from_rank_0
+from hf_recipe.regularize.metric_names import chosen_direction, chosen_metric
 
 logger = logging.getLogger(__name__)
 
@@ -148,12 +149,7 @@ class BestCheckpoints(TrainerCallback):  # type: ignore[misc]
         return Path(args.output_dir) / f"checkpoint-{step}"
 
     def _name(self, args: Any) -> str:
-        name = self.metric or args.metric_for_best_model or "loss"
-        return name if name.startswith("eval_") else f"eval_{name}"
+        return chosen_metric(self.metric, args)
 
     def _greater(self, args: Any) -> bool:
-        if self.greater_is_better is not None:
-            return self.greater_is_better
-        if self.metric is None and args.metric_for_best_model is not None:
-            return bool(args.greater_is_better)
-        return not self._name(args).endswith("loss")
+        return chosen_direction(self.metric, self.greater_is_better, args)

@@ -19,14 +19,20 @@ from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.window import Evaluation, Window
 from hf_recipe.regularize import circumstances
 from hf_recipe.regularize.circumstances import Circumstances
+from hf_recipe.regularize.metric_names import chosen_metric
+from hf_recipe.regularize.selection import stoppers
 
 
 @dataclass(frozen=True)
 class DeclaredMetric(Measurement):
-    """The metric by which this run chooses: its name in the logs, and whether more is better."""
+    """The metric by which this run chooses: its name in the logs, and whether more is better.
+
+    ``guarded``: the run stops early and ends with its best weights.
+    """
 
     name: str
     greater_is_better: bool
+    guarded: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Turn(Measurement):
         train_before, train_after: mean training loss around the best evaluation, and now.
         train_error: standard error of their difference.
         advice: remedies in the recipe's order, with what this run says about each.
+        guarded: whether the run stops early by itself and ends with its best weights.
     """
 
     metric: str
@@ -61,15 +68,16 @@ class Turn(Measurement):
     train_after: float
     train_error: float
     advice: tuple[str, ...] = ()
+    guarded: bool = False
 
 
 def take(subject: Any) -> Iterator[DeclaredMetric | Circumstances]:
     """Read the declared metric off the arguments; without one, it is the evaluation loss."""
     yield from circumstances.take(subject)
     args = subject.args
-    name = args.metric_for_best_model or "loss"
     greater = bool(args.greater_is_better) if args.metric_for_best_model else False
-    yield DeclaredMetric(name if name.startswith("eval_") else f"eval_{name}", greater)
+    guarded = bool(args.load_best_model_at_end) and bool(stoppers(subject.trainer))
+    yield DeclaredMetric(chosen_metric(None, args), greater, guarded)
 
 
 def _mean(values: list[float]) -> tuple[float, float]:
@@ -127,6 +135,7 @@ def fold(
         train_after=after[0],
         train_error=math.sqrt(before[1] + after[1]),
         advice=circumstances.advice(seen, int(best["step"])),
+        guarded=declared.guarded,
     )
 
 
@@ -179,8 +188,10 @@ def overfitting(
         message=f"{turn.metric} was best at step {turn.best_step:,} ({turn.best:.4g}) and is "
         f"{turn.worse:.2g} +- {error:.1g} worse at step {turn.step:,}, while "
         f"the training loss fell from {turn.train_before:.3g} to {turn.train_after:.3g}; "
-        f"in the recipe's order: {', '.join(turn.advice)}",
+        + ("early stopping keeps the best weights; " if turn.guarded else "")
+        + f"in the recipe's order: {', '.join(turn.advice)}",
         subject=turn.metric,
+        severity="note" if turn.guarded else None,
         evidence={
             "seen": f"{turn.latest:.4g} after {turn.best:.4g} at step {turn.best_step:,}",
             "expected": f"less than {allowed:.2g} worse than its best",
@@ -211,5 +222,6 @@ PROBE = Probe(
     moment="static",
     measures=(DeclaredMetric, Circumstances),
     take=take,
+    serves=("overfitting", "late-metric-noise"),
 )
 MONITOR = Monitor(name="watch validation turn", moment="eval", measures=(Turn,), fold=fold)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -18,25 +18,10 @@ from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.data.splits import is_training_set
 from hf_recipe.instruments.subject import Subject
-
-LOWER = frozenset(
-    (
-        "bpb", "bpc", "brier", "cer", "deviance", "distance", "divergence", "ece", "eer", "err",
-        "error", "errors", "fid", "hamming", "kl", "loss", "mae", "mape", "mse", "msle", "nll",
-        "overlap_error", "perplexity", "ppl", "rmse", "smape", "ter", "wer",
-    )
-)  # fmt: skip
-HIGHER = frozenset(
-    (
-        "acc", "accuracy", "ap", "auc", "auprc", "auroc", "bertscore", "bleu", "chrf", "dice",
-        "em", "exact", "f1", "fbeta", "hit", "hits", "iou", "jaccard", "kappa", "map", "matthews",
-        "mcc", "meteor", "miou", "mrr", "ndcg", "pearson", "pearsonr", "precision", "psnr", "r2",
-        "recall", "roc", "rouge", "rouge1", "rouge2", "rougel", "rougelsum", "sacrebleu",
-        "sensitivity", "spearman", "spearmanr", "specificity", "ssim",
-    )
-)  # fmt: skip
-TURNED = frozenset(
-    {"neg", "negative", "inverse", "minus", "one", "improvement", "reduction", "gain"}
+from hf_recipe.regularize.metric_names import (
+    chosen_direction,
+    chosen_metric,
+    lower_is_better,
 )
 
 
@@ -81,31 +66,52 @@ class EvaluationRows(Measurement):
 
 
 def measure_selection(subject: Subject) -> Iterator[Selection]:
-    """Read the metric and its direction off the arguments."""
-    args = subject.args
+    """Read metric and direction off the arguments, and off callbacks that have their own."""
+    args, own = subject.args, tuple(_own_metrics(subject))
     yield Selection(
         metric=str(args.metric_for_best_model or ""),
         greater_is_better=bool(args.greater_is_better),
-        chooses=_choosers(subject),
+        chooses=tuple(name for name in _choosers(subject) if name not in {o[0] for o in own}),
     )
+    for name, metric, greater in own:
+        yield Selection(metric=metric, greater_is_better=greater, chooses=(name,))
 
 
-def _choosers(subject: Subject) -> tuple[str, ...]:
+def _own_metrics(subject: Subject) -> Iterator[tuple[str, str, bool]]:
+    """Class name, metric and direction of each callback of ours that was told its own."""
+    from hf_recipe.regularize.best_checkpoints import BestCheckpoints
+    from hf_recipe.regularize.early_stopping import EarlyStopping
+
+    callbacks = subject.trainer.callback_handler.callbacks if subject.trainer is not None else []
+    for callback in callbacks:
+        if not isinstance(callback, (EarlyStopping, BestCheckpoints)):
+            continue
+        if callback.metric is None and callback.greater_is_better is None:
+            continue
+        greater = chosen_direction(callback.metric, callback.greater_is_better, subject.args)
+        names = callback.metrics if isinstance(callback, EarlyStopping) else ()
+        for name in names or (chosen_metric(callback.metric, subject.args),):
+            yield type(callback).__name__, name, greater
+
+
+def stoppers(trainer: Any) -> list[Any]:
+    """The early-stopping callbacks of a Trainer: its own kind's, and ours."""
     from transformers import EarlyStoppingCallback
 
     from hf_recipe.regularize.early_stopping import EarlyStopping
 
-    args, trainer = subject.args, subject.trainer
     callbacks = trainer.callback_handler.callbacks if trainer is not None else []
+    return [c for c in callbacks if isinstance(c, (EarlyStoppingCallback, EarlyStopping))]
+
+
+def _choosers(subject: Subject) -> tuple[str, ...]:
+    args = subject.args
     found = ["load_best_model_at_end"] if args.load_best_model_at_end else []
     if str(getattr(args.save_strategy, "value", "")) == "best":
         found.append("save_strategy=best")
     if str(getattr(args.lr_scheduler_type, "value", "")) == "reduce_lr_on_plateau":
         found.append("reduce_lr_on_plateau")
-    found += [
-        type(c).__name__ for c in callbacks if isinstance(c, (EarlyStoppingCallback, EarlyStopping))
-    ]
-    return tuple(found)
+    return (*found, *(type(c).__name__ for c in stoppers(subject.trainer)))
 
 
 def measure_evaluation_rows(subject: Subject) -> Iterator[Located]:
@@ -138,15 +144,6 @@ def measure_evaluation_rows(subject: Subject) -> Iterator[Located]:
 
 
 # ---------------------------------------------------------------- verdicts
-
-
-def lower_is_better(metric: str) -> bool | None:
-    """Whether a metric of this name is better when lower; None where the name does not say."""
-    words = set(metric.lower().replace("-", "_").replace("@", "_").split("_"))
-    if words & TURNED:
-        return None
-    low, high = bool(words & LOWER), bool(words & HIGHER)
-    return low if low != high else None
 
 
 def metric_direction(selection: Selection) -> Iterator[Fault]:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.subject import Plan
+from hf_recipe.regularize.metric_names import in_logs
 
 LIBRARIES = ("transformers.", "hf_recipe.")  # their callbacks leave the metrics as they are
 
@@ -64,6 +65,14 @@ def take(subject: Any) -> Iterator[StoppingSetup]:
     metric = args.metric_for_best_model
     if ours is not None and theirs is None:
         metric = ours.name_of(args)
+        sets = trainer.eval_dataset
+        if (
+            isinstance(sets, dict)
+            and sets
+            and ours.metric is None
+            and not args.metric_for_best_model
+        ):
+            metric = f"{next(iter(sets))}_loss"  # it follows them all
     if metric is not None and not metric.startswith("eval_"):
         metric = f"eval_{metric}"
     total = subject.plan.total_steps if subject.plan is not None else None
@@ -225,51 +234,66 @@ def _patience(setup: StoppingSetup, few: int) -> Iterator[Fault]:
 
 @dataclass(frozen=True)
 class ChosenMetric(Measurement):
-    """The metric that chooses, beside what a rehearsed evaluation returned.
+    """A metric that chooses, beside what a rehearsed evaluation returned.
 
     Attributes:
-        metric: ``metric_for_best_model``, as in the logs ("eval_f1").
+        metric: as in the logs ("eval_f1").
         returned: names that `compute_metrics` returned, as in the logs.
+        told_to: who was told it: ``metric_for_best_model``, or a callback's class.
     """
 
     metric: str
     returned: tuple[str, ...]
+    told_to: str = "metric_for_best_model"
 
 
 def take_chosen(subject: Any) -> Iterator[ChosenMetric]:
-    """Set the chosen metric beside the names that the rehearsal of evaluation came by."""
+    """Set each chosen metric beside the names that the rehearsal of evaluation came by."""
     from transformers import TrainerCallback
 
     args, trainer = subject.args, subject.trainer
-    metric = args.metric_for_best_model
-    if metric is None or str(args.eval_strategy.value) == "no":
+    chosen = {} if trainer is None else dict(_told(args, trainer))
+    if not chosen or str(args.eval_strategy.value) == "no":
         raise Skip("no evaluation chooses by a metric")
     returned = subject.cache.get("metric names", {})
-    if trainer is None or isinstance(trainer.eval_dataset, dict) or not any(returned.values()):
+    if isinstance(trainer.eval_dataset, dict) or not any(returned.values()):
         raise Skip("what compute_metrics returns was not seen")
     for callback in trainer.callback_handler.callbacks:
         hook, home = type(callback).on_evaluate, type(callback).__module__
         if hook is not TrainerCallback.on_evaluate and not home.startswith(LIBRARIES):
             raise Skip(f"{type(callback).__name__} may add to what evaluation returns")
-    names = {_logged(name) for found in returned.values() for name in found}
-    yield ChosenMetric(_logged(metric), tuple(sorted(names)))
+    names = {in_logs(name) for found in returned.values() for name in found}
+    for metric, who in chosen.items():
+        yield ChosenMetric(in_logs(metric), tuple(sorted(names)), who)
 
 
-def _logged(name: str) -> str:
-    return name if name.startswith("eval_") else f"eval_{name}"
+def _told(args: Any, trainer: Any) -> Iterator[tuple[str, str]]:
+    """Each metric that was told to somebody who chooses by it."""
+    from hf_recipe.regularize.best_checkpoints import BestCheckpoints
+    from hf_recipe.regularize.early_stopping import EarlyStopping
+
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, EarlyStopping):
+            yield from ((metric, "EarlyStopping") for metric in callback.metrics)
+        elif isinstance(callback, BestCheckpoints) and callback.metric is not None:
+            yield callback.metric, "BestCheckpoints"
+    if args.metric_for_best_model is not None:
+        yield args.metric_for_best_model, "metric_for_best_model"
 
 
 def unreported(seen: ChosenMetric) -> Iterator[Fault]:
-    """A metric to choose by that evaluation does not return: its first run raises KeyError."""
+    """A metric to choose by that evaluation does not return."""
     timed = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
     if seen.metric in (*seen.returned, *(f"eval_{name}" for name in timed)):
         return
-    yield _fault(
-        "metric",
-        f"metric_for_best_model is {seen.metric}, and compute_metrics returns "
-        f"{', '.join(seen.returned[:5])}: the first evaluation ends the run with a KeyError",
-        f'metric_for_best_model="{seen.returned[0]}"',
-    )
+    first = seen.returned[0]
+    returns = f"compute_metrics returns {', '.join(seen.returned[:5])}"
+    if seen.told_to == "metric_for_best_model":
+        text = f"metric_for_best_model is {seen.metric}, and {returns}: the first evaluation ends "
+        yield _fault("metric", text + "the run with a KeyError", f'metric_for_best_model="{first}"')
+    else:
+        text = f"{seen.told_to} follows {seen.metric}, and {returns}: it will never act"
+        yield _fault("metric", text, f'{seen.told_to}(metric="{first}")')
 
 
 def _fault(subject: str, message: str, fix: str, severity: Any = None) -> Fault:

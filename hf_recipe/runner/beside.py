@@ -1,12 +1,13 @@
 """What one training gives beside its last weights: those of its best evaluation, and their average.
 
 Stopping early changes nothing in a run until it stops, and averaging nothing at all. So both are
-looked at in the training that is done anyway, and cost no other.
+looked at in the training that is done anyway, and cost no other. A run that ends with its average
+is stopped at the best evaluation of its averaged weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from hf_recipe.instruments.batches import rows_of_trainer
 from hf_recipe.instruments.compare import Outcome, Variant, read_outcome
 from hf_recipe.instruments.distributed import from_rank_0
 from hf_recipe.instruments.window import Evaluation
@@ -23,7 +25,7 @@ from hf_recipe.runner.setup import Setup
 if TYPE_CHECKING:
     from hf_recipe.runner.experiment import Lab
 
-STOPPED, AVERAGED = "stopped", "averaged"
+STOPPED, AVERAGED, BOTH = "stopped", "averaged", "averaged and stopped"
 SPAN = 0.05  # share of the steps that the average reaches back over
 MOST_WEIGHTS = 50_000_000  # of models whose weights are kept twice more
 
@@ -32,6 +34,9 @@ class _Averaging(WeightAveraging):
     """An average over the last `SPAN` of the run; `stays`: the run ends with it."""
 
     stays = False
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Both weights are compared when the run is over."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.decay = 1 - 1 / max(10.0, SPAN * state.max_steps)
@@ -42,68 +47,33 @@ class _Averaging(WeightAveraging):
             self.apply()
 
 
-class Beside(TrainerCallback):  # type: ignore[misc]
-    """Keeps the weights of the best evaluation, and every evaluation's losses of rows.
+class Course:
+    """The evaluations of a run's weights, raw or averaged, and the weights of the best of them."""
 
-    Args:
-        latest: gives the evaluation that has just been read.
-    """
-
-    def __init__(
-        self,
-        trainer: Any,
-        setup: Setup,
-        average: WeightAveraging,
-        latest: Callable[[], Evaluation | None],
-    ) -> None:
-        self.trainer, self.setup, self.average, self.latest = trainer, setup, average, latest
-        self.course: list[Evaluation] = []
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.evaluations: list[Evaluation] = []
         self.best = np.inf
         self.weights: dict[str, torch.Tensor] = {}
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take in one evaluation; all ranks have the same one."""
-        seen = self.latest()
-        if seen is None or seen.step != state.global_step or not seen.row_losses:
-            return
-        self.course.append(seen)
+    def take_in(self, seen: Evaluation) -> None:
+        """One more evaluation, of the weights that the model has now."""
+        self.evaluations.append(seen)
         loss = float(np.mean(seen.row_losses))
         if loss < self.best:
             state_dict = self.trainer.model.state_dict()
             self.weights = {name: value.detach().clone() for name, value in state_dict.items()}
             self.best = loss
 
-    def add_to(
-        self,
-        end: Outcome,
-        measure: Callable[[Any, Setup, float], Outcome],
-    ) -> Outcome:
-        """`end`, with what was looked at beside it among its facts."""
-
-        def again() -> Outcome:
-            return measure(self.trainer, self.setup, 0.0)
-
-        found: dict[str, Any] = {}
-        stopped = self._stopped(end, again)
-        if stopped is not None:
-            found[STOPPED] = stopped
-        if self.average.count:
-            with self.average.weights():
-                averaged = again()
-            found[AVERAGED] = {**_facts(averaged), "row_losses": list(averaged.row_losses)}
-        return replace(end, facts={**end.facts, "beside": found})
-
-    def _stopped(self, end: Outcome, measure: Callable[[], Outcome]) -> dict[str, Any] | None:
+    def stopped(self, end: Outcome, measure: Callable[[], Outcome]) -> dict[str, Any] | None:
         """The outcome at the best evaluation; empty: that is the end; None: not to be told.
 
         Which evaluation was best is seen on the rows that it is judged by. So its losses are
         taken cross-fitted: each half of the rows is judged where the other half was best.
         """
-        if self.setup.label_smoothing:
-            return None  # evaluations on the way were smoothed, and the end was not
         rows = np.asarray(end.row_losses)
-        course = [e for e in self.course if len(e.row_losses) == len(rows)]
-        if not course or len(course) < len(self.course) or not np.isfinite(rows).all():
+        course = [e for e in self.evaluations if len(e.row_losses) == len(rows)]
+        if not course or len(course) < len(self.evaluations) or not np.isfinite(rows).all():
             return None
         table = np.asarray([rows, *(e.row_losses for e in reversed(course))])  # the latest first
         best = int(table.mean(1).argmin())
@@ -120,11 +90,64 @@ class Beside(TrainerCallback):  # type: ignore[misc]
             _load(self.trainer.model, here)
         if not np.allclose(found.row_losses, course[-best].row_losses, 0.02, 0.02):
             return None
-        return {
-            **_facts(found),
-            "row_losses": crossfitted(table).tolist(),
-            "steps": course[-best].step,
-        }
+        losses = crossfitted(table).tolist()
+        return {**_facts(found), "row_losses": losses, "steps": course[-best].step}
+
+
+class Beside(TrainerCallback):  # type: ignore[misc]
+    """Follows the evaluations of a run, with its own weights and with its averaged ones.
+
+    Args:
+        latest: gives the evaluation that has just been read.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        setup: Setup,
+        average: WeightAveraging,
+        latest: Callable[[], Evaluation | None],
+    ) -> None:
+        self.trainer, self.setup, self.average, self.latest = trainer, setup, average, latest
+        self.rows = rows_of_trainer(trainer, trainer.eval_dataset, "validation")
+        self.raw, self.averaged = Course(trainer), Course(trainer)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take in one evaluation; all ranks have the same one."""
+        seen = self.latest()
+        if seen is None or seen.step != state.global_step or not seen.row_losses:
+            return
+        self.raw.take_in(seen)
+        if self.average.count and self.rows is not None:
+            with self.average.weights():
+                losses = from_rank_0(self.average.losses(self.rows))
+                self.averaged.take_in(replace(seen, row_losses=tuple(losses)))
+
+    def add_to(
+        self,
+        end: Outcome,
+        measure: Callable[[Any, Setup, float], Outcome],
+    ) -> Outcome:
+        """`end`, with what was looked at beside it among its facts."""
+
+        def again() -> Outcome:
+            return measure(self.trainer, self.setup, 0.0)
+
+        found: dict[str, Any] = {}
+        told = not self.setup.label_smoothing  # else the run's evaluations were smoothed too
+        if told:
+            own = self.averaged if self.setup.average else self.raw
+            found[STOPPED] = own.stopped(end, again)
+        if self.average.count and not self.setup.average:
+            with self.average.weights():
+                averaged = again()
+                found[AVERAGED] = {**_facts(averaged), "row_losses": list(averaged.row_losses)}
+                if told:
+                    found[BOTH] = self.averaged.stopped(averaged, again)
+            if found.get(BOTH) == {}:
+                found[BOTH] = found[AVERAGED]
+        seen = {name: facts for name, facts in found.items() if facts is not None}
+        return replace(end, facts={**end.facts, "beside": seen})
 
 
 def crossfitted(table: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -158,19 +181,18 @@ def _load(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
 def look_beside(lab: Lab, trainer: Any, setup: Setup) -> Beside | None:
     """Put on a Trainer what looks on for the ladder: an average, and the best evaluation.
 
-    Only where a ladder may ask for it: in whole trainings of the stages that lead up to it.
+    Only where somebody may ask for it: in the stages up to the ladder.
     """
     whole = not (setup.rows or setup.teacher or setup.keep or setup.early_stopping)
-    whole = whole and setup.part == "train" and setup.share == 1
     small = sum(p.numel() for p in trainer.model.parameters()) <= MOST_WEIGHTS
-    asked = lab.stage in ("baselines", "complexify", "regularize")
-    asked = asked and setup.model != "simplest" and setup.epochs >= lab.start.epochs
-    looks = whole and small and asked and not setup.average
+    asked = lab.stage in ("baselines", "complexify", "regularize") and setup.model != "simplest"
+    looks = whole and small and asked and setup.part == "train"
     if not (looks or setup.average):
         return None
-    average = _Averaging(trainer, rows=0)
+    average = _Averaging(trainer, rows=lab.feed.count("validation"))
     trainer.add_callback(average)
-    average.stays = setup.average
+    # a training that stops early ends with the weights of its best evaluation
+    average.stays = setup.average and not setup.early_stopping
     if not looks:
         return None
     passing = Beside(trainer, setup, average, lambda: trainer.hf_recipe.evaluation.latest)
@@ -180,21 +202,24 @@ def look_beside(lab: Lab, trainer: Any, setup: Setup) -> Beside | None:
 
 def shared_outcome(lab: Lab, setup: Setup, variant: Variant) -> Outcome | None:
     """The outcome, where another training has had it on its way; None: it is to be trained."""
-    found = shared_with(setup)
-    if found is None:
-        return None
-    name, plain = found
-    path = lab.outcome_path(plain.variant(variant.change, variant.seed))
-    known = from_rank_0(read_outcome(path) if lab.leads else None)
-    return None if known is None else outcome_beside(known, name)
+    for name, plain in shared_with(setup):
+        path = lab.outcome_path(plain.variant(variant.change, variant.seed))
+        known = from_rank_0(read_outcome(path) if lab.leads else None)
+        found = None if known is None else outcome_beside(known, name)
+        if found is not None:
+            return found
+    return None
 
 
-def shared_with(setup: Setup) -> tuple[str, Setup] | None:
-    """What `setup` takes from another one's training, and that other one; None: nothing."""
-    if setup.keep or setup.early_stopping == setup.average:
-        return None
-    name = STOPPED if setup.early_stopping else AVERAGED
-    return name, setup.change(early_stopping=False, average=False)
+def shared_with(setup: Setup) -> Iterator[tuple[str, Setup]]:
+    """What `setup` can take from another one's training, and that other one."""
+    if setup.keep:
+        return
+    if setup.early_stopping:
+        yield STOPPED, setup.change(early_stopping=False)
+    plain = setup.change(early_stopping=False, average=False)
+    if setup.average:
+        yield (BOTH if setup.early_stopping else AVERAGED), plain
 
 
 def outcome_beside(end: Outcome, name: str) -> Outcome | None:
@@ -208,6 +233,14 @@ def outcome_beside(end: Outcome, name: str) -> Outcome | None:
     kept = ("train_losses", "metrics", "steps")
     facts |= {key: found[key] for key in kept if key in found}
     return Outcome(tuple(found["row_losses"]), 0.0, found["metric"], facts)
+
+
+def settled(outcome: Outcome) -> Outcome:
+    """The outcome without the noise of a constant rate's last steps: that of the average beside it.
+
+    Where there is none, as at the end of a decay, it is the outcome itself.
+    """
+    return outcome_beside(outcome, AVERAGED) or outcome
 
 
 def gains_beside(name: str, trainings: Sequence[Sequence[Outcome]]) -> list[np.ndarray[Any, Any]]:

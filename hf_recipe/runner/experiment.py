@@ -27,7 +27,7 @@ from hf_recipe.core.report import Report
 from hf_recipe.explanation import stored_checks
 from hf_recipe.instruments.compare import Outcome, Variant, remembered
 from hf_recipe.instruments.distributed import rank, world_size
-from hf_recipe.regularize.augment import Augmentation
+from hf_recipe.regularize.augment import Augmentation, stronger
 from hf_recipe.runner.beside import look_beside, shared_outcome
 from hf_recipe.runner.data import Data
 from hf_recipe.runner.distil import distillation_trainer, with_fidelity
@@ -45,7 +45,7 @@ from hf_recipe.runner.pieces import (
     note_of,
     worth_of_fields,
 )
-from hf_recipe.runner.setup import EPOCHS, RATES, Setup
+from hf_recipe.runner.setup import FEW_ROWS, Setup, beginning
 from hf_recipe.runner.show import Show
 from hf_recipe.runner.side_by_side import train_ahead
 from hf_recipe.runner.training_arguments import training_arguments
@@ -96,28 +96,16 @@ class Lab:
     def seeds(self) -> tuple[int, ...]:
         """The seeds of comparisons, from the user's own on."""
         first = int(self.options.training.seed)
-        return tuple(range(first, first + self.options.recipe.seeds))
+        few = len(self.data.splits["train"]) < FEW_ROWS / 2
+        own = not (self.pretrained or self.given)  # small networks, whose trainings are cheap
+        usual = 4 if few and own else 2
+        return tuple(range(first, first + (self.options.recipe.seeds or usual)))
 
     @property
     def start(self) -> Setup:
         """Where the recipe begins: the user's flags, or defaults that suit the input."""
-        args, given = self.options.training, self.options.given
-        kind = "pretrained" if self.pretrained else self.data.task.ladder(self.data.kind)
-        decays = "lr_scheduler_type" in given
-        usual = RATES[kind] if decays else RATES[kind] / 2  # what a line to zero is in the mean
-        rate = args.learning_rate if "learning_rate" in given else usual
-        long = EPOCHS[kind] * (1.0 if self.pretrained else self.data.task.patience)
-        epochs = args.num_train_epochs if "num_train_epochs" in given else long
-        return Setup(
-            "base",
-            float(rate),
-            float(epochs),
-            # decay is tuned at the very end
-            schedule=str(SchedulerType(args.lr_scheduler_type).value) if decays else "constant",
-            weight_decay=float(args.weight_decay),
-            dropout=float(self.options.model.dropout),
-            label_smoothing=float(args.label_smoothing_factor),
-        )
+        task, rows = self.data.task, len(self.data.splits["train"])
+        return beginning(self.options, task.ladder(self.data.kind), task.patience, rows)
 
     def feed_for(self, setup: Setup) -> Feed:
         """The rows at the size that `setup` asks for."""
@@ -221,7 +209,9 @@ class Lab:
         else:
             trainer = Trainer(**common)
         if setup.augment:
-            trainer.add_callback(Augmentation(*feed.changes))
+            trainer.add_callback(
+                Augmentation(*(stronger(change, setup.augment) for change in feed.changes))
+            )
         if setup.early_stopping:
             from hf_recipe.regularize.early_stopping import EarlyStopping
 

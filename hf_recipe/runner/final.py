@@ -15,7 +15,7 @@ from hf_recipe.instruments.distributed import from_rank_0
 from hf_recipe.runner.distil import load_together, together
 from hf_recipe.runner.distilling import predict, student_of
 from hf_recipe.runner.experiment import Lab
-from hf_recipe.runner.journey import Journey
+from hf_recipe.runner.journey import Journey, mean
 from hf_recipe.runner.setup import Setup
 
 BOTH = "train+validation"
@@ -28,7 +28,7 @@ def read_test(journey: Journey) -> list[list[str]]:
     The refit model takes the place of the ensemble's last member: it has seen more rows.
     """
     lab = journey.lab
-    setup = journey.setup.change(part=BOTH, keep=True, early_stopping=False)
+    setup = _whole(journey).change(part=BOTH, keep=True)
     refit = setup.variant("refit on train + validation", lab.seeds[0])
     lab.train(refit)
     model = lab.model_path(refit)
@@ -57,6 +57,16 @@ def read_test(journey: Journey) -> list[list[str]]:
         for name in SAVED:
             shutil.copytree(models[name], lab.folder / name, dirs_exist_ok=True)
     return lines
+
+
+def _whole(journey: Journey) -> Setup:
+    """What stands, for rows that leave none to stop by: as long as it went until it was stopped."""
+    setup = journey.setup
+    if not setup.early_stopping:
+        return setup
+    seen = [o.facts for o in journey.outcomes("what stands", setup)]
+    share = mean([facts["steps"] / facts["planned"] for facts in seen])
+    return setup.change(early_stopping=False, epochs=share * setup.epochs)
 
 
 def _results(lab: Lab, setup: Setup, models: dict[str, str]) -> dict[str, dict[str, Any]]:

@@ -100,12 +100,15 @@ def complexify_gate(
     return gate_of("complexify", [("fail", f"{text}; {advice}")])
 
 
-def regularize_gate(gain: Gain, gap_before: float, gap_after: float) -> Gate:
+def regularize_gate(
+    gain: Gain, gap_before: float, gap_after: float, closest: tuple[str, Gain] | None = None
+) -> Gate:
     """Validation better, gap smaller, the paired interval excludes 0.
 
     Args:
         gain: paired gain on validation over the stage before.
         gap_before, gap_after: validation minus training loss.
+        closest: where nothing was kept, what came closest to it.
     """
     gaps = f"gap {gap_before:.4f} -> {gap_after:.4f}"
     points: list[Point] = []
@@ -113,8 +116,11 @@ def regularize_gate(gain: Gain, gap_before: float, gap_after: float) -> Gate:
         points.append(("pass", f"validation loss better by {gain}"))
     elif gain.verdict is False:
         points.append(("fail", f"validation loss worse: {gain}"))
+    elif closest is not None:
+        name, best = closest
+        points.append(("warn", f"nothing was kept; {name} came closest: {undecided(best)}"))
     else:
-        points.append(("warn", f"validation loss {gain}: the interval holds 0"))
+        points.append(("warn", f"validation loss: {undecided(gain)}"))
     smaller = gap_after < gap_before
     points.append(("pass" if smaller else "warn", gaps + ("" if smaller else ", not smaller")))
     return gate_of("regularize", points)
@@ -144,7 +150,7 @@ def tune_gate(
     if gain.verdict is True and improved >= ADOPT_AT:
         points.append(("pass", f"better than the stage before by {gain}"))
     else:
-        points.append(("warn", f"gain {gain}: within seed noise, the stage before is kept"))
+        points.append(("warn", f"against the stage before: {undecided(gain)}"))
     if target is None:
         points.append(("pass", "SOTA is not claimed: no --target_metric was given"))
     else:
@@ -167,9 +173,19 @@ def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def undecided(gain: Gain) -> str:
+    """A gain that noise may have made, in plain words: what could have been told here."""
+    if not gain.high > gain.low:
+        return f"undecided, {gain}"
+    return (
+        f"undecided, {gain}; {gain.seeds} seeds on these rows tell gains from "
+        f"{(gain.high - gain.low) / 2:.4f} on (--seeds {2 * gain.seeds}, or more validation rows)"
+    )
+
+
 def _versus(what: str, gain: Gain, worse: Verdict) -> Point:
     if gain.verdict is True:
         return "pass", f"beats {what} by {gain} per row"
     if gain.verdict is False:
         return worse, f"is worse than {what}: {gain} per row"
-    return "warn", f"against {what} {gain} per row: undecided"
+    return "warn", f"against {what}: {undecided(gain)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hf_recipe.instruments.compare import Gain, Outcome, paired_gain, residual_spread
+from hf_recipe.runner.beside import AVERAGED, settled
 from hf_recipe.runner.experiment import Lab
 from hf_recipe.runner.setup import Setup
 
@@ -33,13 +35,14 @@ class Journey:
     simplest: list[Outcome] = field(default_factory=list)
     teachers: list[Path] = field(default_factory=list)
 
-    def outcomes(self, change: str, setup: Setup, *, watch: bool = False) -> list[Outcome]:
+    def outcomes(
+        self, change: str, setup: Setup, *, watch: bool = False, seeds: Sequence[int] | None = None
+    ) -> list[Outcome]:
         """`setup` trained with every seed; with `watch` the first is reported on in full."""
-        lab = self.lab
-        lab.ahead([setup.variant(change, seed) for seed in lab.seeds], watch=watch)
-        return [
-            lab.run(change, setup, seed, watch=watch and seed == lab.seeds[0]) for seed in lab.seeds
-        ]
+        lab, first = self.lab, self.lab.seeds[0]
+        asked = lab.seeds if seeds is None else seeds
+        lab.ahead([setup.variant(change, seed) for seed in asked], watch=watch)
+        return [lab.run(change, setup, seed, watch=watch and seed == first) for seed in asked]
 
     def gain(
         self,
@@ -51,10 +54,16 @@ class Journey:
     ) -> Gain:
         """Paired gain over the same seeds, on validation rows or on the sampled training rows.
 
+        Two trainings at a constant rate are compared by the averages beside them: their last
+        weights hold the noise of their last steps, which the decay, tuned last, takes away.
+
         With few seeds per comparison their variance is hardly known; so it is pooled over all
         trainings that were compared so far. The baselines are left out of it: a linear model's
         seeds agree, and would make a large one's luck look like skill.
         """
+        both = [*before, *after]
+        if all(AVERAGED in o.facts.get("beside", {}) for o in both):
+            before, after = [settled(o) for o in before], [settled(o) for o in after]
         first, second = (
             np.asarray([o.facts["train_losses"] if train else o.row_losses for o in group])
             for group in (before, after)

@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from hf_recipe.runner.experiment import Lab
     from hf_recipe.runner.journey import Journey
 
-# Real data comes first in the recipe: the stage asks what more of it would buy, on its own.
+# Real data comes first in the recipe: the stage asks what more of it would buy, on its own. An
+# average costs no training, and stands first for what it does for the others: a constant rate's
+# last weights hold the noise of its last steps, in which their differences would drown.
 NAMES = (
+    "averaging",
     "augmentation",
     "simulated",
     "features",
@@ -24,19 +27,23 @@ NAMES = (
     "weight-decay",
     "label-smoothing",
     "early-stopping",
-    "averaging",
 )
 # Early stopping and averaging are seen in trainings that are done anyway; the others of these are
 # what the recipe names first, or, as the smaller model, are often trained by then.
 USUAL = (
+    "averaging",
     "augmentation",
     "smaller-model",
     "dropout",
     "weight-decay",
     "early-stopping",
-    "averaging",
 )
-RATE, DECAY, SMOOTHING, DEPTH, MADE_UP = 0.1, 0.1, 0.1, 0.1, 0.3
+RATE, SMOOTHING, DEPTH, MADE_UP = 0.1, 0.1, 0.1, 0.3
+# What decay does hangs on rate x decay x steps: how many times over a run forgets its weights, in
+# logarithms. A number that suits a long run does nothing in a short one. Wang and Aitchison 2024
+# (arXiv:2405.13698) find the best memory between one epoch and the whole run.
+MEMORIES = 1.0
+STRONGER = 2.0  # times as strong is tried where a strength was kept
 
 
 @dataclass(frozen=True)
@@ -45,11 +52,20 @@ class Try:
 
     Attributes:
         beside: what it takes from a training that is done anyway; "": nothing.
+        stronger: the same at a greater strength, tried where this one was kept.
     """
 
     what: str
     change: dict[str, Any]
     beside: str = ""
+    stronger: Try | None = None
+
+
+def strengths(what: str, field: str, *values: float) -> Try:
+    """The weakest of `values`, ascending, with the next stronger one behind it, and so on."""
+    first, *rest = values
+    further = strengths(what, field, *rest) if rest else None
+    return Try(f"{what} {first:.3g}", {field: first}, stronger=further)
 
 
 def chosen(text: str) -> tuple[str, ...]:
@@ -68,13 +84,19 @@ def chosen(text: str) -> tuple[str, ...]:
     return tuple(name for name in NAMES if name in asked)
 
 
-def proposal(name: str, journey: Journey) -> Try | str:
-    """What to try under this name on top of what stands, or why it is not tried."""
+def proposal(name: str, journey: Journey, steps: int) -> Try | str:
+    """What to try under this name on top of what stands, or why it is not tried.
+
+    Args:
+        steps: of a training of what stands.
+    """
     from hf_recipe.runner.beside import AVERAGED, STOPPED
 
     lab, setup, first = journey.lab, journey.setup, journey.lab.start
     if name == "augmentation":
-        return Try("augmentation", {"augment": True}) if lab.feed.changes else lab.feed.fixed
+        if not lab.feed.changes:
+            return lab.feed.fixed
+        return strengths("augmentation of strength", "augment", 1.0, STRONGER)
     if name == "simulated":
         if not (_one_class(lab) or lab.data.kind == "numbers"):
             return "rows without one class each have no rows of their class to be made of"
@@ -89,20 +111,22 @@ def proposal(name: str, journey: Journey) -> Try | str:
     if name == "smaller-batch":
         return Try("half the batch", {"batch": 0.5})
     if name == "dropout":
-        return _rate(journey, "dropout", f"dropout {RATE}", RATE)
+        return _rate(journey, "dropout", "dropout", RATE)
     if name == "stochastic-depth":
-        return _rate(journey, "depth", f"stochastic depth {DEPTH}", DEPTH)
+        return _rate(journey, "depth", "stochastic depth", DEPTH)
     if name == "weight-decay":
-        return _more(setup.weight_decay, "weight_decay", f"weight decay {DECAY}", DECAY)
+        value = float(f"{MEMORIES / (setup.learning_rate * max(1, steps)):.2g}")
+        return _more(setup.weight_decay, "weight_decay", "weight decay", value)
     if name == "label-smoothing":
         if not _one_class(lab):
             return "rows without one class each have none to smooth"
-        name = f"label smoothing {SMOOTHING}"
-        return _more(setup.label_smoothing, "label_smoothing", name, SMOOTHING)
+        if setup.label_smoothing >= SMOOTHING:
+            return f"it is {setup.label_smoothing:g} already"
+        return Try(f"label smoothing {SMOOTHING}", {"label_smoothing": SMOOTHING})
     if name == "early-stopping":
         return Try("early stopping", {"early_stopping": True}, STOPPED)
-    if setup.early_stopping:
-        return "early stopping was kept: an average would reach back over its turn"
+    if setup.average:
+        return "it is on already"
     return Try("averaged weights", {"average": True}, AVERAGED)
 
 
@@ -113,7 +137,9 @@ def _one_class(lab: Lab) -> bool:
 
 
 def _more(now: float, field: str, what: str, value: float) -> Try | str:
-    return f"it is {now:g} already" if now >= value else Try(what, {field: value})
+    if now >= value:
+        return f"it is {now:g} already"
+    return strengths(what, field, value, value * STRONGER)
 
 
 def _rate(journey: Journey, field: str, what: str, value: float) -> Try | str:

@@ -21,12 +21,12 @@ from hf_recipe.baselines.tied import EmbeddingTie, untied_embedding
 from hf_recipe.complexify.batchnorm import BatchNormRows, small_batch
 from hf_recipe.data.columns_dropped import DroppedColumns, column_dropped
 from hf_recipe.data.order import DrawnOrder, ordered_examples
+from hf_recipe.regularize.metric_names import lower_is_better
 from hf_recipe.regularize.selection import (
     EvaluationRows,
     Selection,
     eval_in_training_set,
     eval_too_small,
-    lower_is_better,
     metric_direction,
 )
 from hf_recipe.regularize.weight_decay import DecayGroups, decay_on_norms

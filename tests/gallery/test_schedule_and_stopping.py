@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import EarlyStoppingCallback, Trainer
 
-from tests.gallery.harness import Case, assert_found, assert_silent
+import hf_recipe
+from tests.gallery.harness import Case, assert_found, assert_silent, run
 from tests.models import arguments, bert, words
 
 
@@ -77,6 +78,41 @@ def memorised(folder, faulty):
     )
 
 
+def declared(folder, faulty):
+    """The same rows by heart: judged by the loss, or by an accuracy that still rises."""
+    rows = words(24).map(lambda row, i: {"labels": (row["labels"] + i % 2) % 4}, with_indices=True)
+    evaluations = iter(range(1000))
+    trainer = classifier(
+        folder,
+        rows=rows,
+        max_steps=96,
+        learning_rate=3e-3,
+        eval_strategy="steps",
+        eval_steps=8,
+        metric_for_best_model="loss" if faulty else "progress",
+        greater_is_better=not faulty,
+    )
+    trainer.compute_metrics = lambda seen: {"progress": 0.01 * next(evaluations)}
+    return trainer
+
+
+def guarded(folder, faulty):
+    """By heart, and nothing stops it; or it is stopped, and ends with its best weights."""
+    rows = words(24).map(lambda row, i: {"labels": (row["labels"] + i % 2) % 4}, with_indices=True)
+    options = {} if faulty else {"save_strategy": "steps", "save_steps": 8}
+    return classifier(
+        folder,
+        rows=rows,
+        callbacks=[] if faulty else [hf_recipe.EarlyStopping()],
+        max_steps=96,
+        learning_rate=3e-3,
+        eval_strategy="steps",
+        eval_steps=8,
+        load_best_model_at_end=not faulty,
+        **options,
+    )
+
+
 CASES = [
     Case("warmup-too-long", warm_up, "warning", train=False),
     Case("schedule-never-decays", stepped(10_000), "warning", train=False),
@@ -84,7 +120,32 @@ CASES = [
     Case("schedule-decays-early", hurried, "error", name="scheduler stepped four times"),
     Case("early-stop-miswired", metric, "error", train=False),
     Case("overfitting", memorised, "warning", also={"input-ignored"}),
+    Case(
+        "overfitting",
+        declared,
+        "warning",
+        also={"input-ignored"},
+        healthy_also={"input-ignored"},
+        name="overfitting by the metric that is declared",
+    ),
+    Case(
+        "overfitting",
+        guarded,
+        "warning",
+        also={"input-ignored"},
+        healthy_also={"input-ignored"},
+        name="overfitting without early stopping",
+    ),
 ]
+
+
+def test_the_advice_is_of_this_run(tmp_path):
+    report = run(memorised(tmp_path, True))
+    (found,) = [f for f in report.findings if f.check == "overfitting"]
+    assert "more data (24 rows)" in found.message
+    assert "TokenDropout" in found.message
+    assert "parameters per row" in found.message
+    assert "dropout (now 0" in found.message
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_recipe.instruments.rates import decay_done
 from hf_recipe.regularize.early_stopping import STATE, EarlyStopping, StoppingRule
+from tests.processes import torchrun
 
 RECORDED = Path(__file__).with_name("stopping_curves.npz")
 
@@ -274,6 +275,7 @@ def test_callback_stops_without_loading_the_best(tmp_path):
     assert 11 <= trainer.state.global_step <= 25
     assert callback.rule.best_evaluation == 10
     assert "no new best" in trainer.state.stateful_callbacks[STATE]["rules"]["eval_loss"]["reason"]
+    assert "no new best" in trainer.state.stateful_callbacks[STATE]["reason"]
 
 
 def test_callback_waits_for_the_cooldown(tmp_path):
@@ -311,6 +313,66 @@ def test_one_set_of_several_is_followed(tmp_path):
     trainer.eval_dataset = {"a": trainer.eval_dataset, "b": trainer.eval_dataset}
     trainer.train()
     assert callback.rule.evaluations == 12
+
+
+def test_several_sets_are_all_followed_where_none_is_named(tmp_path):
+    """The one that is called training data would never turn."""
+    callback = EarlyStopping()
+    trainer = trainer_of(tmp_path, callback, lambda step: 1.0, steps=12)
+    rows = trainer.eval_dataset
+    trainer.eval_dataset = {"a": rows, "train_part": rows, "b": rows}
+    trainer.evaluation_loop = Trainer.evaluation_loop.__get__(trainer)
+    trainer.train()
+    assert set(callback.rules) == {"eval_a_loss", "eval_b_loss"}
+    assert callback.rules["eval_b_loss"].evaluations == 12
+    kept = json.loads(json.dumps(trainer.state.stateful_callbacks[STATE]))
+    assert set(kept["rules"]) == set(callback.rules)
+
+
+def test_what_cannot_work_is_said_once_and_soon(tmp_path, caplog):
+    for metric, options, says in (
+        ("f1", {}, "no evaluation reports eval_f1; they report eval_loss"),
+        (("loss", "f1"), {}, "no evaluation reports eval_f1; they report eval_loss"),
+        (None, {"eval_strategy": "no"}, "eval_strategy is no"),
+    ):
+        caplog.clear()
+        trainer = trainer_of(tmp_path, EarlyStopping(metric), lambda step: 1.0, 9, **options)
+        seen = []
+        trainer.add_callback(Said(caplog, seen))
+        trainer.train()
+        assert [r.message for r in caplog.records if r.levelname == "ERROR"] == [
+            f"early stopping cannot work: {says}"
+        ]
+        assert seen[2] == 1, "at the second evaluation"
+
+
+class Said(TrainerCallback):
+    """How many errors were logged by the end of each step."""
+
+    def __init__(self, caplog, seen):
+        self.caplog, self.seen = caplog, seen
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.seen.append(sum(r.levelname == "ERROR" for r in self.caplog.records))
+
+
+@pytest.mark.parametrize(
+    ("metric", "told", "greater"),
+    [
+        ("perplexity", None, False),
+        ("wer", None, False),
+        ("eval_f1", None, True),
+        ("my_score", None, True),
+        ("eval_a_loss", None, False),
+        (None, None, False),
+        ("loss", True, True),
+    ],
+)
+def test_the_direction_is_the_metrics_own(tmp_path, metric, told, greater, caplog):
+    callback = EarlyStopping(metric, greater_is_better=told)
+    trainer_of(tmp_path, callback, lambda step: 1.0, steps=1).train()
+    assert callback.rule.greater_is_better is greater
+    assert ("by its name lower is better" in caplog.text) is (told is True)
 
 
 def test_several_sets_stop_together(tmp_path):
@@ -364,9 +426,22 @@ def test_the_cool_down_can_begin_now(tmp_path):
     begin, end = callback._cooling
     assert 11 <= begin <= 25
     assert trainer.state.global_step == end == begin + max(1, round(0.25 * begin))
+    assert callback.reason.startswith(f"the rate was cooled down from step {begin} to {end}: ")
     assert rates.seen[begin - 1] == pytest.approx(1e-3)
     cooled = rates.seen[begin:]
     assert cooled == sorted(cooled, reverse=True)
     assert cooled[-1] < 0.5e-3
     with pytest.raises(ValueError, match="cool_down"):
         EarlyStopping(cool_down=0)
+
+
+@pytest.mark.slow
+def test_ranks_that_see_other_metrics_stop_as_one(tmp_path):
+    torchrun(Path(__file__).with_name("stopping_ranks.py"), tmp_path)
+    one, other = ((tmp_path / f"rank{rank}.txt").read_text().splitlines() for rank in (0, 1))
+    assert one == other
+    world, stopped, cooled = one
+    assert world == "world 2"
+    assert 11 <= int(stopped.split()[0]) <= 25
+    assert "(10, 1.0) [(1.0, 10), (1.1, 9)]" in stopped
+    assert "the rate was cooled down" in cooled

@@ -21,6 +21,10 @@ def test_literal_numbers():
     assert "step 100" in fault.message
     assert "0.1 +- 0.01 worse at step 200" in fault.message
     assert "in the recipe's order: more data (80 rows), weight decay (now 0)" in fault.message
+    assert fault.severity is None
+    (guarded,) = overfitting(replace(TURN, guarded=True))
+    assert guarded.severity == "note"
+    assert "early stopping keeps the best weights" in guarded.message
     for healthy in (
         replace(TURN, worse=0.03),  # within the noise
         replace(TURN, worse=0.008, scatter=0.0001, paired_error=0.0001),  # too small to matter

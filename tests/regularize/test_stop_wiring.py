@@ -85,6 +85,9 @@ def test_several_sets_report_under_their_names(tmp_path):
     assert found(tmp_path, [stock()], sets=True, **BEST) == {("metric", "error")}
     named = {**BEST, "metric_for_best_model": "eval_a_loss"}
     assert found(tmp_path, [stock()], sets=True, **named) == set()
+    assert found(tmp_path, [EarlyStopping()], sets=True, **STEPS) == set()  # it follows them all
+    other = found(tmp_path, [EarlyStopping("c_loss")], sets=True, **STEPS)
+    assert other == {("metric", "error")}
 
 
 def test_what_a_function_will_report_is_not_known_and_so_silent(tmp_path):
@@ -132,11 +135,15 @@ class AddsF1(TrainerCallback):
         ("eval_accuracy", (), 0),
         ("loss", (), 0),
         ("f1", (AddsF1(),), 0),
+        ("loss", (EarlyStopping("f1"),), 1),
+        ("loss", (EarlyStopping(("accuracy", "f1")),), 1),
+        ("loss", (EarlyStopping("accuracy"), hf_recipe.BestCheckpoints()), 0),
+        ("loss", (hf_recipe.BestCheckpoints(metric="f1"),), 1),
     ],
 )
 def test_the_rehearsal_tells_a_missing_metric_before_step_1(tmp_path, metric, callbacks, faults):
     rows = Dataset.from_dict({"x": torch.randn(32, 3).tolist(), "labels": [0, 1] * 16})
-    options = {**BEST, "metric_for_best_model": metric, "greater_is_better": True}
+    options = {**BEST, "metric_for_best_model": metric, "greater_is_better": metric != "loss"}
     trainer = Trainer(
         Scorer(),
         TrainingArguments(tmp_path, max_steps=10, report_to=[], use_cpu=True, **options),
@@ -147,3 +154,23 @@ def test_the_rehearsal_tells_a_missing_metric_before_step_1(tmp_path, metric, ca
     )
     seen = hf_recipe.attach(trainer, select=["early-stop-miswired", "eval-crashes"]).preflight()
     assert [f.check for f in seen] == ["early-stop-miswired"] * faults
+
+
+@pytest.mark.parametrize(
+    ("callback", "turned"),
+    [
+        (EarlyStopping("accuracy", greater_is_better=False), "EarlyStopping takes the lowest"),
+        (EarlyStopping(greater_is_better=True), "EarlyStopping takes the highest eval_loss"),
+        (hf_recipe.BestCheckpoints(metric="wer", greater_is_better=True), "BestCheckpoints takes"),
+        (EarlyStopping("wer"), None),
+        (EarlyStopping("accuracy"), None),
+        (EarlyStopping("my_score", greater_is_better=False), None),
+    ],
+)
+def test_a_callbacks_own_direction_is_verified(tmp_path, callback, turned):
+    rows = Dataset.from_dict({"x": torch.randn(8, 3).tolist(), "labels": [0, 1] * 4})
+    args = TrainingArguments(tmp_path, max_steps=10, report_to=[], use_cpu=True, **STEPS)
+    trainer = Trainer(Scorer(), args, train_dataset=rows, eval_dataset=rows, callbacks=[callback])
+    seen = hf_recipe.attach(trainer, select=["metric-direction"]).preflight()
+    assert len(seen) == (turned is not None)
+    assert all(finding.message.startswith(turned) for finding in seen)

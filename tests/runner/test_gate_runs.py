@@ -35,7 +35,17 @@ def gates(folder, *arguments):
     """Stage -> verdict of a whole run."""
     main(
         [
-            *("--use_cpu", "true", "--report_to", "none", "--trials", "2", "--keep_going"),
+            *(
+                "--use_cpu",
+                "true",
+                "--report_to",
+                "none",
+                "--trials",
+                "2",
+                "--keep_going",
+                "--seeds",
+                "2",
+            ),
             *("--output_dir", str(folder / "out"), *arguments),
         ]
     )

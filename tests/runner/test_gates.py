@@ -75,6 +75,21 @@ def test_regularize(gain, after, verdict):
     assert regularize_gate(gain, 0.2, after).verdict == verdict
 
 
+def test_what_is_undecided_says_what_could_have_been_told():
+    gate = regularize_gate(Gain(0, 0, 0, 2), 0.2, 0.1, ("augmentation", Gain(0.02, -0.01, 0.05, 2)))
+    assert gate.verdict == "warn"
+    assert gate.reasons[0] == (
+        "warn: nothing was kept; augmentation came closest: undecided, +0.0200 [-0.0100, +0.0500]; "
+        "2 seeds on these rows tell gains from 0.0300 on (--seeds 4, or more validation rows)"
+    )
+    for gate in (
+        baselines_gate(True, "", BETTER, EITHER),
+        tune_gate(EITHER, 1.0, 6, 6),
+        regularize_gate(EITHER, 0.2, 0.1),
+    ):
+        assert "undecided, +0.0000 [-0.1000, +0.1000]; 3 seeds on these rows" in gate.reasons[0]
+
+
 @pytest.mark.parametrize(
     ("gain", "improved", "feasible", "target", "reached", "verdict"),
     [

@@ -14,7 +14,17 @@ from hf_recipe.runner.main import main
 from tests.processes import TORCHRUN
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "recipe.py"
-QUICK = ["--use_cpu", "true", "--num_train_epochs", "1", "--trials", "2", "--keep_going"]
+QUICK = [
+    "--use_cpu",
+    "true",
+    "--num_train_epochs",
+    "1",
+    "--trials",
+    "2",
+    "--seeds",
+    "2",
+    "--keep_going",
+]
 
 
 def texts(path, rows=240):
@@ -91,7 +101,7 @@ def test_all_stages_then_again_without_training(tmp_path, capsys):
     assert [int(row["number"]) for row in rows] == list(range(1, len(rows) + 1))
     assert len({row["key"] for row in rows}) == len(rows)
     shared = [row for row in rows if row["seconds"] == "0.00"]
-    assert 0 < len(shared) <= 4  # stopping and averaging are seen in other trainings
+    assert 0 < len(shared) <= 8  # stopping and averaging are seen in other trainings
     brief = [row for row in rows if json.loads(row["config"])["epochs"] == 0.5]
     assert [row["change"] for row in brief] == ["trial 1", "trial 2"]
     again = [row for row in rows if row["change"].endswith("at full length")]

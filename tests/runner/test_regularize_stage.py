@@ -7,8 +7,10 @@ import pytest
 from transformers import BertConfig, ResNetConfig, SwinConfig
 
 from hf_recipe.instruments.compare import Outcome, ladder_level, paired_gain, residual_spread
+from hf_recipe.runner import regularize_stage
 from hf_recipe.runner.beside import (
     AVERAGED,
+    BOTH,
     STOPPED,
     crossfitted,
     gains_beside,
@@ -30,8 +32,8 @@ SETUP = Setup("base", 1e-3, 10)
 def test_names_come_in_the_recipes_order():
     assert chosen("usual") == USUAL
     assert chosen("all") == NAMES
-    assert chosen("averaging, augmentation") == ("augmentation", "averaging")
-    assert chosen("usual,label-smoothing")[-3] == "label-smoothing"
+    assert chosen("augmentation, averaging") == ("averaging", "augmentation")
+    assert chosen("usual,label-smoothing")[-2] == "label-smoothing"
     assert chosen("") == ()
     with pytest.raises(ValueError, match="dropuot"):
         chosen("dropuot")
@@ -43,7 +45,7 @@ def test_a_mistyped_regularizer_is_one_line():
 
 
 def a_journey(**changes):
-    lab = Rehearsal(iter(()), ("dropout",))
+    lab = Rehearsal(lambda setup, seed: (), ("dropout",))
     journey = Journey(lab, lab.start.change(**changes))
     return journey
 
@@ -52,15 +54,15 @@ def a_journey(**changes):
     ("name", "changes", "says"),
     [
         ("dropout", {"dropout": 0.2}, "it is 0.2 already"),
-        ("weight-decay", {"weight_decay": 0.1}, "it is 0.1 already"),
+        ("weight-decay", {"weight_decay": 5.0}, "it is 5 already"),
         ("smaller-model", {}, "began with"),
-        ("averaging", {"early_stopping": True}, "early stopping was kept"),
+        ("averaging", {"average": True}, "it is on already"),
         ("features", {}, "no model was looked at"),
         ("stochastic-depth", {}, "drops no paths"),
     ],
 )
 def test_what_cannot_change_anything_is_not_trained(name, changes, says):
-    assert says in proposal(name, a_journey(**changes))
+    assert says in proposal(name, a_journey(**changes), 250)
 
 
 @pytest.mark.parametrize(
@@ -75,21 +77,23 @@ def test_a_config_without_dropout_is_told(config, dropout, depth, monkeypatch, t
     config.save_pretrained(tmp_path)
     journey = a_journey()
     journey.lab.options.model.config_name = str(tmp_path)
-    assert isinstance(proposal("dropout", journey), Try) is dropout
-    assert isinstance(proposal("stochastic-depth", journey), Try) is depth
+    assert isinstance(proposal("dropout", journey, 250), Try) is dropout
+    assert isinstance(proposal("stochastic-depth", journey, 250), Try) is depth
     if not dropout:
-        assert proposal("dropout", journey) == "ResNetConfig has none"
+        assert proposal("dropout", journey, 250) == "ResNetConfig has none"
 
 
 # ---------------------------------------------------------------- what comes with a training
 
 
 def test_stopping_and_averaging_share_the_plain_training():
-    assert shared_with(SETUP) is None
-    assert shared_with(SETUP.change(early_stopping=True)) == (STOPPED, SETUP)
-    assert shared_with(SETUP.change(average=True)) == (AVERAGED, SETUP)
-    assert shared_with(SETUP.change(average=True, early_stopping=True)) is None
-    assert shared_with(SETUP.change(average=True, keep=True)) is None
+    assert list(shared_with(SETUP)) == []
+    assert list(shared_with(SETUP.change(early_stopping=True))) == [(STOPPED, SETUP)]
+    averaged = SETUP.change(average=True)
+    assert list(shared_with(averaged)) == [(AVERAGED, SETUP)]
+    both = averaged.change(early_stopping=True)
+    assert list(shared_with(both)) == [(STOPPED, averaged), (BOTH, SETUP)]
+    assert list(shared_with(SETUP.change(average=True, keep=True))) == []
 
 
 def an_outcome(losses, **beside):
@@ -164,26 +168,69 @@ def ladder_of(gain, draw, rungs=3, rows=200):
     return losses
 
 
+def test_a_decay_is_as_strong_in_a_short_run_as_in_a_long_one():
+    """Rate times decay times steps is one: the run forgets its beginning once."""
+    for steps, value in ((250, 4.0), (100_000, 0.01)):
+        found = proposal("weight-decay", a_journey(), steps)
+        assert found.change == {"weight_decay": value}
+        assert found.stronger.change == {"weight_decay": 2 * value}
+        assert found.stronger.stronger is None
+
+
+def climbed(train, names, seeds=2):
+    """A ladder over made trainings: the lab, the journey at its end, and what was shown."""
+    lab = Rehearsal(train, names)
+    lab.seeds, said, shown = tuple(range(seeds)), [], []
+    lab.show, lab.report = SimpleNamespace(say=said.append), SimpleNamespace(exhibit=shown.append)
+    journey = Journey(lab, lab.start)
+    whole, _ = regularize_stage.climb(journey, journey.outcomes("start", lab.start))
+    return SimpleNamespace(lab=lab, journey=journey, whole=whole, ladder=shown[0], said=said)
+
+
+def made(gain, draw, rows=200, scatter=0.02):
+    """Losses of rows, some harder than others; seeds scatter; each setup is better by `gain`."""
+    hard = draw.exponential(0.3, rows)
+    return lambda setup, seed: (
+        hard + draw.normal(0, scatter) + draw.normal(0, 0.1, rows) - gain(setup)
+    )
+
+
+@pytest.mark.parametrize("second", [0.6, 0.0])
+def test_what_was_kept_is_tried_twice_as_strong(second):
+    gains = {0.0: 0.0, 1.0: 0.3, 2.0: second}
+    end = climbed(made(lambda s: gains[s.augment], np.random.default_rng(1)), ("augmentation",))
+    assert [rung.kept for rung in end.ladder.rungs] == [True, True, second > 0]
+    assert end.journey.setup.augment == (2.0 if second else 1.0)
+
+
+def test_what_may_help_is_looked_at_twice_and_what_does_not_once():
+    """A gain of two standard errors; a loss."""
+    draw = np.random.default_rng(3)
+    gains = lambda s: 0.06 * (s.augment > 0) - 0.1 * (s.dropout > 0)  # noqa: E731
+    seen = {4: 0, 8: 0}
+    for _ in range(20):
+        end = climbed(made(gains, draw, scatter=0.05), ("augmentation", "dropout"), seeds=4)
+        seen[1 + max(k for s, k in end.lab.known if s.augment == 1.0 and not s.dropout)] += 1
+        assert max(k for s, k in end.lab.known if s.dropout) == 3
+        assert len(end.whole) in (4, 8)
+    assert seen[8] >= 8
+
+
 def test_what_helps_is_kept_and_what_does_nothing_is_not():
     draw = np.random.default_rng(0)
     names = ("augmentation", "dropout", "weight-decay")
-    helped = [kept_of(ladder_of(0.15, draw), names) for _ in range(60)]
-    idle = [kept_of(ladder_of(0.0, draw), names) for _ in range(100)]
-    assert sum(kept == "augment" for kept in helped) >= 54
+    better = lambda s: 0.15 if s.augment else 0.0  # noqa: E731
+    helped = [kept_of(made(better, draw), names) for _ in range(60)]
+    idle = [kept_of(made(lambda s: 0.0, draw), names) for _ in range(100)]
+    assert sum("augment" in kept for kept in helped) >= 54
     assert sum(kept != "" for kept in idle) <= 8
 
 
 def test_the_ladder_says_what_it_did_not_try():
-    lab = Rehearsal(iter(ladder_of(0.0, np.random.default_rng(2), rungs=3)), ("all",))
-    lab.options.recipe.regularizers = "dropout,features,weight-decay"
-    said, shown = [], []
-    lab.show = SimpleNamespace(say=said.append)
-    lab.report = SimpleNamespace(exhibit=shown.append)
-    from hf_recipe.runner import regularize_stage
-
-    journey = Journey(lab, lab.start)
-    regularize_stage.climb(journey, journey.outcomes("start", lab.start))
-    assert [rung.change for rung in shown[0].rungs] == ["start", "dropout 0.1", "weight decay 0.1"]
-    assert "features: no model was looked at" in shown[0].caption
-    assert "augmentation" in shown[0].caption.partition("Not asked for")[2]
-    assert sum("not tried" in line for line in said) == 1
+    names = ("dropout", "features", "weight-decay")
+    end = climbed(made(lambda s: 0.0, np.random.default_rng(2)), names)
+    changes = [rung.change for rung in end.ladder.rungs]
+    assert changes == ["start", "dropout 0.1", "weight decay 4"]
+    assert "features: no model was looked at" in end.ladder.caption
+    assert "augmentation" in end.ladder.caption.partition("Not asked for")[2]
+    assert sum("not tried" in line for line in end.said) == 1

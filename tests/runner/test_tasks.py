@@ -23,7 +23,17 @@ from hf_recipe.trainer.entities import EntityF1, is_bio, spans
 from hf_recipe.trainer.metrics import MultiLabelF1
 from tests.runner.test_data import options
 
-QUICK = ("--use_cpu", "true", "--report_to", "none", "--keep_going", "--max_steps", "3")
+QUICK = (
+    "--use_cpu",
+    "true",
+    "--report_to",
+    "none",
+    "--keep_going",
+    "--max_steps",
+    "3",
+    "--seeds",
+    "2",
+)
 MADE = [(name, task) for name, e in EXAMPLES.items() for task in e.best if name != "digits"]
 
 
