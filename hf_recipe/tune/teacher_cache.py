@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from hf_recipe.tune import distillation_heads as heads
+from hf_recipe.tune import distillation_models as models
 
 ABOUT = "teacher.json"
 WHOLE_UP_TO = 64  # classes; below, the whole distribution takes little more room than its samples
-HIDDEN = ("labels", "start_positions", "end_positions", "shift_labels")
 
 
 class NotCached(KeyError):
@@ -64,7 +64,8 @@ def row_keys(inputs: Mapping[str, Any], pad: int | None = None) -> list[str]:
     Args:
         pad: the decoder's padding token, cut off the end of ``decoder_input_ids``.
     """
-    seen = {k: v for k, v in sorted(inputs.items()) if isinstance(v, Tensor) and k not in HIDDEN}
+    asked = sorted(models.questions(inputs).items())
+    seen = {k: v for k, v in asked if isinstance(v, Tensor)}
     mask = seen.pop("attention_mask", None)
     decoder_mask = seen.pop("decoder_attention_mask", None)
     del decoder_mask  # it follows from the padding
@@ -152,7 +153,7 @@ def cache_teacher(
 
     config = getattr(teacher, "config", None)
     about["pad"] = getattr(config, "pad_token_id", None)
-    head = heads.output_head(teacher)
+    head = models.output_head(teacher)
     named = getattr(config, "id2label", None) or {}
     if head is not None:  # a vocabulary; what its config names are classes of another head
         named = {i: f"LABEL_{i}" for i in range(head.weight.shape[0])}
@@ -171,11 +172,11 @@ def _asked(
     teacher.eval()
     for start in range(0, len(dataset), batch_size):
         chosen = range(start, min(start + batch_size, len(dataset)))
-        batch = with_decoder(teacher, collate([dataset[i] for i in chosen]))
-        seen = {k: v for k, v in batch.items() if k not in HIDDEN}
+        batch = models.with_decoder(teacher, collate([dataset[i] for i in chosen]))
+        seen = models.questions(batch)
         moved = {k: v.to(home) if isinstance(v, Tensor) else v for k, v in seen.items()}
         with torch.no_grad():
-            outputs = teacher(**heads.accepted(teacher, moved))
+            outputs = teacher(**models.accepted(teacher, moved))
         named = {k: outputs[k].float().cpu() for k in _names(outputs)}
         for row, key in enumerate(row_keys(seen, about["pad"])):
             kept: dict[str, Any] = {"key": key}
@@ -183,18 +184,6 @@ def _asked(
                 kept |= _packed(name, logits[row], seen, row, about, draw)
             yield kept
     teacher.train(mode)
-
-
-def with_decoder(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch with the decoder's inputs, which models make out of labels."""
-    full = dict(inputs)
-    make = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    config = getattr(model, "config", None)
-    if not getattr(config, "is_encoder_decoder", False) or make is None:
-        return full
-    if full.get("labels") is not None and full.get("decoder_input_ids") is None:
-        full["decoder_input_ids"] = make(labels=full["labels"])
-    return full
 
 
 def _names(outputs: Any) -> list[str]:
@@ -299,7 +288,7 @@ class CachedTeacher(nn.Module):
             )
         if missing:
             with torch.no_grad():
-                return self._fallback[0].eval()(**heads.accepted(self._fallback[0], inputs))
+                return self._fallback[0].eval()(**models.accepted(self._fallback[0], inputs))
         found = [self._rows[self._index[key]] for key in keys]
         names = [n for n in ("logits", "start_logits", "end_logits") if f"{n}_shape" in found[0]]
         return ModelOutput({name: self._logits(name, found, inputs) for name in names})
