@@ -14,6 +14,8 @@ from hf_recipe.tune.surface import Effect
 
 BINS = 5
 BEST = 10
+TRIALS = "The best trials"
+FEWEST = 8  # trials by which a parameter's share of the variance can be told at all
 
 
 def exhibits(study: Study, surface: Sequence[Effect]) -> Iterator[Table | Curve | Answer]:
@@ -24,7 +26,7 @@ def exhibits(study: Study, surface: Sequence[Effect]) -> Iterator[Table | Curve 
     yield _best(study, names, order)
     if not len(rows):
         return
-    if len(rows) >= 4:
+    if len(rows) >= FEWEST and all(np.isfinite(effect.share) for effect in surface):
         yield _importance(surface)
     yield _yield(study)
     stretches = [_stretches(study, j) for j in range(len(names))]
@@ -46,7 +48,7 @@ def _best(study: Study, names: Sequence[str], order: Sequence[int]) -> Table:
         rows.append((*told, *(_cell(trial.params.get(n)) for n in names)))
     left = f"; {study.open} more were stopped early or still run" if study.open else ""
     return Table(
-        "The best trials",
+        TRIALS,
         "tune",
         ("trial", study.metric, *(["seed"] if seeds else []), *names),
         tuple(rows),
@@ -55,12 +57,12 @@ def _best(study: Study, names: Sequence[str], order: Sequence[int]) -> Table:
 
 
 def _importance(surface: Sequence[Effect]) -> Table:
-    ranked = sorted(surface, key=lambda e: -e.share if np.isfinite(e.share) else 1.0)
+    ranked = sorted(surface, key=lambda e: -e.share)
     return Table(
         "Which parameters matter",
         "tune",
         ("parameter", "share of explained variance"),
-        tuple((e.name, round(e.share, 3) if np.isfinite(e.share) else None) for e in ranked),
+        tuple((e.name, round(e.share, 3)) for e in ranked),
         caption="by an additive model in which the bad trials are flattened",
     )
 
