@@ -5,8 +5,9 @@ Pure functions over modules, their configs and their batches.
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +74,14 @@ def forward_names(module: nn.Module) -> set[str]:
     """The names of what the module's forward takes."""
     parameters = inspect.signature(module.forward).parameters.values()
     return {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+
+
+def name_inputs(module: nn.Module, names: Collection[str]) -> None:
+    """Let a module whose forward takes anything say which inputs it wants."""
+    answer, kind = functools.partial(type(module).forward, module), inspect.Parameter
+    said = [kind(name, kind.KEYWORD_ONLY, default=None) for name in sorted(names)]
+    answer.__signature__ = inspect.Signature(said)  # type: ignore[attr-defined]
+    module.forward = answer
 
 
 # ------------------------------------------------------------------ what they mean

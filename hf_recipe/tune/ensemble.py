@@ -8,8 +8,6 @@ cannot afford the computation at test time, look into distilling your ensemble i
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,11 +43,7 @@ class Ensemble(nn.Module):
         self.weights = list(weights) if weights is not None else None
         self.config = members[0].config
         # A Trainer drops the columns that `forward` does not name: it names what members take.
-        answer = functools.partial(type(self).forward, self)
-        names, kind = sorted(set().union(*map(models.forward_names, members))), inspect.Parameter
-        said = [kind(name, kind.KEYWORD_ONLY, default=None) for name in names]
-        answer.__signature__ = inspect.Signature(said)  # type: ignore[attr-defined]
-        self.forward = answer  # type: ignore[method-assign]
+        models.name_inputs(self, set().union(*map(models.forward_names, members)))
 
     def forward(self, labels: torch.Tensor | None = None, **inputs: Any) -> ModelOutput:
         """The averaged logits by name; ``loss`` is the members' mean where labels are given."""
