@@ -77,6 +77,7 @@ def test_a_healthy_study_has_no_warning_in_either_direction():
         report = analyse(given, SPACE, "loss", greater)
         assert not report.at_least("warning")
         assert report.ran["optimum-at-edge"] == ["study"]
+        assert "again on new seeds" in report.next_step
         assert "seeds" in report.skipped["within-seed-noise"]
     again = Report.from_dict(report.to_dict())
     assert again.to_dict() == report.to_dict()
