@@ -10,7 +10,6 @@ Accelerate's GradientState; hooks; and the plain Python attributes of modules an
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 
 from hf_recipe.instruments.attributes import remembered
+from hf_recipe.instruments.held_modules import held_modules
 
 
 @contextmanager
@@ -82,38 +82,6 @@ def quiet(*models: nn.Module | None, trainer: Any = None) -> Iterator[None]:
             state._set_sync_gradients(sync)
             state.dataloader_references = references
         restore_random_state(generators)
-
-
-def held_modules(trainer: Any) -> list[nn.Module]:
-    """The modules that a Trainer can reach besides its model: see `modules_by_name`."""
-    return [module for held in modules_by_name(trainer).values() for module in held]
-
-
-def modules_by_name(trainer: Any) -> dict[str, list[nn.Module]]:
-    """The modules that a Trainer holds as attributes, alone or in a list or dict, by their name.
-
-    With them those that a loss of the user's own takes from around it (a teacher that is a global
-    of the script).
-    """
-    found: dict[str, list[nn.Module]] = {}
-    if trainer is None:
-        return found
-    losses = (getattr(type(trainer), "compute_loss", None), vars(trainer).get("compute_loss_func"))
-    for value in losses:
-        if inspect.isfunction(value):
-            around = inspect.getclosurevars(value)
-            _collect(found, {**around.globals, **around.nonlocals})
-    _collect(found, vars(trainer))
-    return found
-
-
-def _collect(found: dict[str, list[nn.Module]], values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        items = list(value.values()) if isinstance(value, dict) else value
-        items = items if isinstance(items, (list, tuple)) else [items]
-        modules = [item for item in items if isinstance(item, nn.Module)]
-        if modules:
-            found.setdefault(name, []).extend(modules)
 
 
 def save_random_state() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
-from hf_recipe.instruments.quiet import modules_by_name
+from hf_recipe.instruments.held_modules import held_teachers
 from hf_recipe.instruments.subject import Subject
 from hf_recipe.tune import distillation_models as models
 
@@ -25,19 +25,11 @@ ROWS = 8
 
 
 def teachers_of(subject: Subject) -> list[nn.Module]:
-    """What is called a teacher: by the Trainer, around its loss, or inside its model.
-
-    Raises:
-        Skip: nothing is.
-    """
-    named = modules_by_name(subject.trainer)
-    for name, part in subject.model.named_children():
-        named.setdefault(name, []).append(part)
-    found = {id(m): m for name, held in named.items() if "teacher" in name.lower() for m in held}
-    found.pop(id(subject.model), None)
+    """The teachers that the Trainer holds; raises Skip where there is none."""
+    found = held_teachers(subject.trainer, subject.model)
     if not found:
         raise Skip("there is no teacher: nothing is distilled")
-    return list(found.values())
+    return found
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import transformers as tf
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
+from hf_recipe import DistillationTrainer, attach
 from tests.tune.heads_zoo import Rows, bert
 from tests.tune.test_teachers import examined
 
@@ -210,3 +211,16 @@ def test_what_kl_div_is_given_must_be_distributions(kind, fires, trained, tmp_pa
     assert found == ({"distillation-idle": "warning"} if fires else {})
     if fires:
         assert "holds no distributions" in report.flat[0].message
+
+
+def test_rows_without_a_label_are_the_teachers(trained, tmp_path):
+    """What a teacher speaks for is not masked by mistake; without one it is."""
+    rows = [row if n % 10 == 0 else row | {"labels": -100} for n, row in enumerate(rows_of(0).rows)]
+    given = {"args": arguments(tmp_path), "train_dataset": Rows(rows)}
+    distils = DistillationTrainer(classifier(), teacher=frozen(trained), **given)
+    alone = Trainer(classifier(), **given)
+    found = [
+        {f.check for f in attach(trainer, select=["labels-masked"]).preflight()}
+        for trainer in (distils, alone)
+    ]
+    assert found == [set(), {"labels-masked"}]
