@@ -107,6 +107,7 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.regularize.weight_decay",
     "hf_recipe.tune.study_checks",
     "hf_recipe.tune.teacher_gain",
+    "hf_recipe.tune.teacher_spaces",
     "hf_recipe.tune.teacher_weight",
     "hf_recipe.tune.teachers",
 )

@@ -24,7 +24,7 @@ from typing import Annotated
 import torch
 
 from hf_recipe.baselines.expectation import expected_initial_loss
-from hf_recipe.baselines.start import Start, applied_twice, observe_start, uninformed
+from hf_recipe.baselines.start import BENT, Start, applied_twice, observe_start, uninformed
 from hf_recipe.core.check import Check, Measurement, Probe
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.heads import BINARY, REGRESSION, SOFTMAX, Head
@@ -173,7 +173,8 @@ def relation_of(start: Start) -> str:
     if all(_is_between(seen, h) for seen, _, h in pairs):
         return "weighted"
     ratios = [seen / own if own else math.inf for seen, own, _ in pairs]
-    if len(ratios) > 1 and max(ratios) - min(ratios) <= 1e-3 * abs(ratios[0]) and not start.bends:
+    constant = len(ratios) > 1 and max(ratios) - min(ratios) <= 1e-3 * abs(ratios[0])
+    if constant and not start.bends and abs(ratios[0] - 1) > BENT:  # nearer than can be told apart
         return "scaled"
     return "custom"
 

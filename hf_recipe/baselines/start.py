@@ -28,6 +28,7 @@ ELEMENTS = 1 << 25  # logits kept: 128 MB in single precision
 DRAWS = 16  # fewer where one costs more than a forward
 TIED_DRAWS, TIED_ROWS = 6, 4  # each draw a forward of these rows
 LARGE_LOGITS = 3.0  # their deviation, at which a loss of another form shows
+BENT = 0.02  # by so much: what a loss has besides (a decay, an auxiliary term) is less
 DRAW_COST = 2e10  # multiplications spent on all draws together
 
 

@@ -116,6 +116,8 @@ class Report:
                     about = f" ({finding.subject})" if finding.subject else ""
                     how = finding.fix or f"hf-recipe explain {finding.check}"
                     return f"Mend {finding.check}{about} first: {how}"
+        if self.ran and all(moments == ["study"] for moments in self.ran.values()):
+            return "Run the best three again on new seeds: the best of many is best by luck, too."
         passed = {gate.stage for gate in self.gates if gate.verdict != "fail"}
         for gate in self.gates:
             if gate.verdict == "fail":

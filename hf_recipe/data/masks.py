@@ -18,6 +18,7 @@ from hf_recipe.core.finding import Fault
 from hf_recipe.data.source import splits_of
 from hf_recipe.data.tokenizer import ROWS, SIZE, collated
 from hf_recipe.instruments.batches import Batch
+from hf_recipe.instruments.held_modules import held_teachers
 from hf_recipe.instruments.subject import Subject
 
 IGNORED = -100
@@ -35,6 +36,7 @@ class Supervision(Measurement):
             short row may lawfully have none.
         shifted: whether the model predicts position t + 1 from t, so that the first label of a
             row never counts.
+        taught: whether a teacher speaks for rows that carry no label of their own.
         examples: data set rows without a supervised position.
     """
 
@@ -44,6 +46,7 @@ class Supervision(Measurement):
     rows_without: int
     drawn: bool = False
     shifted: bool = False
+    taught: bool = False
     examples: tuple[int, ...] = ()
 
 
@@ -99,8 +102,13 @@ def supervision(subject: Subject, split: str, batches: list[Batch]) -> Supervisi
         rows_without=len(without),
         drawn=_is_drawn(subject, split, batches),
         shifted=shifted,
+        taught=bool(held_teachers(subject.trainer, subject.model)) and _one_label_each(batches),
         examples=tuple(row for row in without[:20] if row >= 0),
     )
+
+
+def _one_label_each(batches: list[Batch]) -> bool:
+    return all(class_labels(batch).ndim == 1 for batch in batches)
 
 
 def class_labels(batch: Batch) -> torch.Tensor:
@@ -150,7 +158,7 @@ def labels_masked(
     ] = 64,
 ) -> Iterator[Fault]:
     """Nothing supervised (error), many rows without (warning), some (note)."""
-    if not seen.rows:
+    if not seen.rows or seen.taught:
         return
     share = seen.rows_without / seen.rows
     evidence = {

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from hf_recipe.instruments.attributes import remembered
+from hf_recipe.instruments.held_modules import held_modules
 
 
 @contextmanager
@@ -81,16 +82,6 @@ def quiet(*models: nn.Module | None, trainer: Any = None) -> Iterator[None]:
             state._set_sync_gradients(sync)
             state.dataloader_references = references
         restore_random_state(generators)
-
-
-def held_modules(trainer: Any) -> list[nn.Module]:
-    """The modules that a Trainer holds as attributes, alone or in a list or dict."""
-    found: list[nn.Module] = []
-    for value in vars(trainer).values() if trainer is not None else ():
-        items = list(value.values()) if isinstance(value, dict) else value
-        items = items if isinstance(items, (list, tuple)) else [items]
-        found += [item for item in items if isinstance(item, nn.Module)]
-    return found
 
 
 def save_random_state() -> dict[str, Any]:

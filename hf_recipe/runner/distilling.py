@@ -19,6 +19,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from hf_recipe.core.exhibit import Answer
 from hf_recipe.instruments.compare import Gain, Outcome, paired_gain
+from hf_recipe.runner.cards import ARRIVED, HELPED
 from hf_recipe.runner.distil import load_together, together
 from hf_recipe.runner.experiment import Lab
 from hf_recipe.runner.journey import Journey
@@ -43,7 +44,7 @@ def distil(journey: Journey) -> None:
     journey.note("student alone", plain)
     journey.note("student, distilled", distilled)
     answer = f"{WORDS[gain.verdict]}: {gain}"
-    lab.report.answer(Answer("Does the teacher help the student?", "tune", answer))
+    lab.report.answer(Answer(HELPED, "tune", answer))
     _report_fidelity(lab, distilled[0])
 
 
@@ -109,9 +110,7 @@ def _report_fidelity(lab: Lab, outcome: Outcome) -> None:
     if found.class_losses:
         lab.report.exhibit(class_table(found))
     examiner_of(lab).judge(found, "end", split="validation")
-    lab.report.answer(
-        Answer("How much of the teacher has arrived?", "tune", _in_words(found), found.values())
-    )
+    lab.report.answer(Answer(ARRIVED, "tune", _in_words(found), found.values()))
 
 
 def _in_words(found: Fidelity) -> str:

@@ -17,7 +17,6 @@ from typing import Any
 
 import transformers
 from transformers import Trainer, set_seed
-from transformers.trainer_utils import SchedulerType
 
 from hf_recipe.baselines.output_bias import set_output_bias
 from hf_recipe.core.check import plain

@@ -12,6 +12,7 @@ import numpy as np
 from hf_recipe.core.exhibit import Answer, Table
 from hf_recipe.core.report import write_atomically
 from hf_recipe.instruments.distributed import from_rank_0
+from hf_recipe.runner.cards import card_head
 from hf_recipe.runner.distil import load_together, together
 from hf_recipe.runner.distilling import predict, student_of
 from hf_recipe.runner.experiment import Lab
@@ -56,6 +57,8 @@ def read_test(journey: Journey) -> list[list[str]]:
     if lab.leads:
         for name in SAVED:
             shutil.copytree(models[name], lab.folder / name, dirs_exist_ok=True)
+            head = card_head(name, lab.data.name, lab.metric_name, results, lab.report)
+            write_atomically(lab.folder / name / "README.md", head)
     return lines
 
 

@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", _report, "analyse a study, wherever it was run, into one page")
     report.add_argument("config", help="the sweep.yaml: what was searched, and for which metric")
     report.add_argument("source", help="Optuna's storage, W&B's export (csv, json), or a folder")
+    report.add_argument("--study", help="which one, of a storage that holds several")
     report.add_argument("--output", default="study.html")
     point = add("point", _point, "run one of the points that were drawn; the command follows --")
     point.add_argument("points", help="sweep.points.json")
@@ -214,7 +215,7 @@ def _run(options: Any, rest: Sequence[str]) -> int:
     others = [subprocess.Popen(_same(options)) for _ in range(options.workers - 1)]
     worker = Worker(
         engine,
-        _untracked(config.get("command") or []),
+        _here(config.get("command") or []),
         folder,
         trials,
         program=str(config.get("program", "")),
@@ -261,9 +262,19 @@ def read_sweep(path: str | Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _untracked(command: Sequence[str]) -> list[str]:
-    """The command without W&B, which has no agent here to tell it where to log."""
-    return ["--report_to=none" if word == "--report_to=wandb" else str(word) for word in command]
+def _here(command: Sequence[str]) -> list[str]:
+    """The command without W&B, which has no agent here, and with a folder of each trial's own."""
+    words = iter(map(str, command))
+    out = []
+    for word in words:
+        name, sign, value = word.partition("=")
+        if name not in ("--report_to", "--output_dir"):
+            out.append(word)
+            continue
+        value = value if sign else next(words, "")
+        told = "${folder}" if name == "--output_dir" else "none" if value == "wandb" else value
+        out.append(f"{name}={told}")
+    return out
 
 
 def _close(engine: OptunaEngine, folder: Path) -> int:
@@ -279,7 +290,7 @@ def _close(engine: OptunaEngine, folder: Path) -> int:
     _say(f"best: trial {best['number']}, {engine.metric} {best['value']:.4f}, {best['params']}")
     for finding in report.findings:
         _say(f"  {finding.severity}: {finding.check}: {finding.message}")
-    _say(f"wrote {folder / 'study.html'}, {folder / 'best.yaml'} (for recipe.py --config)")
+    _say(f"wrote {folder / 'study.html'}, {folder / 'best.yaml'} (the best trial's flags)")
     return 0
 
 
@@ -290,7 +301,7 @@ def _report(options: Any, rest: Sequence[str]) -> int:
     space, goal = config["parameters"], config.get("metric") or {}
     metric = goal.get("name", "eval/loss")
     names = [name_of(parameter) for parameter in parameters_of(space) if parameter.varies]
-    trials = read_trials(options.source, names, metric)
+    trials = read_trials(options.source, names, metric, study=options.study)
     if not trials:
         raise SweepError(f"{options.source} holds no finished trial of {', '.join(names)}")
     report = analyse(trials, space, metric, goal.get("goal") == "maximize")

@@ -117,6 +117,13 @@ def run_trial(lab: TrialLab) -> int:
     return from_rank_0(0)
 
 
+def _given(options: Options) -> dict[str, Any]:
+    """What this trial was told, so that a folder of trials can be analysed by itself."""
+    parts = (options.model, options.data, options.recipe, options.training)
+    known = {name: value for part in parts for name, value in vars(part).items()}
+    return {n: known[n] for n in sorted(options.given & known.keys())}
+
+
 def _told(lab: Lab, outcome: Outcome, seed: int) -> dict[str, Any]:
     findings = sorted({f.check for f in lab.report.flat if f.severity == "error"})
     diverged = not math.isfinite(outcome.loss) or INFEASIBLE in findings
@@ -129,6 +136,7 @@ def _told(lab: Lab, outcome: Outcome, seed: int) -> dict[str, Any]:
         "state": "infeasible" if diverged else "complete",
         "reason": "the loss is not finite" if diverged else "",
         "metrics": metrics if diverged else metrics | {"eval_loss": outcome.loss},
+        "params": _given(lab.options),
         "curve": [[s, v if math.isfinite(v) else None] for s, v in outcome.facts["curve"]],
         "seed": seed,
         "seconds": outcome.cost,

@@ -23,6 +23,7 @@ from hf_recipe.tune.adoption import TOP, Contest, Rerun, rerun
 from hf_recipe.tune.engines import Result, Suggestion, search
 from hf_recipe.tune.points_engine import EngineOfRanks, PointsEngine
 from hf_recipe.tune.space import quasi_random
+from hf_recipe.tune.study_exhibits import TRIALS
 
 BRIEF = 0.5  # of the epochs: enough to rank points; the best few are run at full length
 
@@ -124,7 +125,8 @@ def _study(journey: Journey, trials: list[dict[str, Any]], searched: dict[str, A
             lab.show.finding(finding)
     lab.absorb(seen)
     for exhibit in seen.exhibits:
-        lab.report.exhibit(exhibit)
+        if exhibit.title != TRIALS:  # all of them stand in a table already
+            lab.report.exhibit(exhibit)
 
 
 # ------------------------------------------------------------------ round two

@@ -155,8 +155,16 @@ def _edges(study: Study, surface: Sequence[Effect]) -> Iterator[checks.EdgePress
                 crowd=len(crowd),
                 trials=len(rows),
                 bound=float(bound),
-                natural=edge == "lower" and abs(float(bound)) < 1e-12,
+                natural=(edge == "lower" and abs(float(bound)) < 1e-12)
+                or _is_walled(study, j, edge),
             )
+
+
+def _is_walled(study: Study, j: int, edge: str) -> bool:
+    """Whether the two trials nearest to the edge failed: nothing is to be had beyond it."""
+    at = study.places[:, j]
+    nearest = np.argsort(at if edge == "lower" else -at, kind="stable")[:2]  # NaN comes last
+    return len(nearest) == 2 and all(study.trials[i].failed for i in nearest)
 
 
 def _seed_spread(study: Study) -> float | None:

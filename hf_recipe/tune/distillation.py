@@ -20,7 +20,12 @@ learn on text that it generates itself, use TRL, whose class has the same name:
 
 A teacher that takes long is asked once, and its answers are kept: `tune.teacher_cache`.
 
-Evaluation reports the hard loss, comparable with that of a plain Trainer.
+Evaluation reports the hard loss, comparable with that of a plain Trainer. To evaluate by generated
+text, join the two Trainers of the Hugging Face library and of this one:
+
+    class Distiller(DistillationTrainer, Seq2SeqTrainer): ...
+    @dataclass
+    class Arguments(DistillationTrainingArguments, Seq2SeqTrainingArguments): ...
 """
 
 from __future__ import annotations
@@ -35,6 +40,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from hf_recipe.tune import distillation_heads as heads
+from hf_recipe.tune import distillation_models as models
 from hf_recipe.tune.distillation_arguments import DistillationTrainingArguments
 from hf_recipe.tune.distillation_chunks import can_chunk, chunked_terms, shard
 from hf_recipe.tune.distillation_transfer import attention_transfer, relation_transfer
@@ -113,7 +119,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         if isinstance(teacher, CachedTeacher):
             teacher.check(self.args.distill_temperature, self.args.divergence)
         teacher.requires_grad_(False).eval()
-        if getattr(teacher, "hf_device_map", None) is None and not heads.is_sharded(teacher):
+        if getattr(teacher, "hf_device_map", None) is None and not models.is_sharded(teacher):
             teacher.to(self.args.device)
             if self.args.distill_shard_teacher and self.args.world_size > 1:
                 shard(teacher, self.args.device.type, self.args.world_size)
@@ -136,7 +142,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         for teacher in self.teachers:
-            for name in sorted(heads.forward_names(teacher) - set(self._signature_columns)):
+            for name in sorted(models.forward_names(teacher) - set(self._signature_columns)):
                 self._signature_columns.append(name)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
@@ -187,7 +193,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             dense: build the logits even where the loss could do without.
             soft: whether to ask the teachers at all.
         """
-        inputs, task = self._completed(inputs), self.task(inputs)
+        inputs, task = models.with_decoder(self.student, inputs), self.task(inputs)
         own = int(task.items(inputs))
         divisor = max(own, 1) if num_items is None else num_items
         if soft and self._chunked is None:
@@ -221,23 +227,10 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             total = total + self._transfer(task, outputs, taught[0], inputs, divisor)
         return Terms(softs, hard, total, outputs)
 
-    def _completed(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The batch, with the decoder's inputs where a model would make them out of labels."""
-        full, student = dict(inputs), self.student
-        if (
-            getattr(getattr(student, "config", None), "is_encoder_decoder", False)
-            and full.get("labels") is not None
-            and full.get("decoder_input_ids") is None
-        ):
-            full["decoder_input_ids"] = student.prepare_decoder_input_ids_from_labels(  # type: ignore[operator]
-                labels=full["labels"]
-            )
-        return full
-
     def own_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The student's part of the inputs: without columns that only a teacher takes."""
-        names = heads.forward_names(self.student)
-        others = set().union(*(heads.forward_names(t) for t in self.teachers)) - names
+        names = models.forward_names(self.student)
+        others = set().union(*(models.forward_names(t) for t in self.teachers)) - names
         if not names:  # a forward(*inputs, **options) takes what it is given
             return dict(inputs)
         return {k: v for k, v in inputs.items() if k not in others}
@@ -269,7 +262,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
                 labelled / divisor
             )
         elif self.label_smoother is not None and labels is not None:
-            mean = self.label_smoother(outputs, labels, shift_labels=task.shift)
+            smoothing = self.label_smoother.epsilon
+            mean = heads.smoothed_loss(task, logits["logits"], inputs, smoothing)
         else:
             mean = outputs["loss"]
         return mean * (labelled / divisor)
@@ -283,22 +277,11 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         with torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
             yield
 
-    def teacher_inputs(self, teacher: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        hidden = {"labels", "start_positions", "end_positions", "shift_labels"}
-        known = {k: v for k, v in inputs.items() if k not in hidden}
-        parameter = next(teacher.parameters())
-        return {
-            k: v.to(parameter.device, parameter.dtype if v.is_floating_point() else None)
-            if isinstance(v, Tensor)
-            else v
-            for k, v in heads.accepted(teacher, known).items()
-        }
-
     def _ask(self, teacher: nn.Module, inputs: Mapping[str, Any], layers: bool = False) -> Any:
         """What the teacher says to this batch."""
         extra = self.args.layer_outputs if layers else {}
         with self.teaching(teacher):
-            return teacher(**self.teacher_inputs(teacher, inputs), **extra)
+            return teacher(**models.moved(teacher, inputs), **extra)
 
     def _soft_target(self, task: heads.Task, taught: Sequence[Any]) -> dict[str, Tensor]:
         device = self.args.device
@@ -310,7 +293,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
 
     def teacher_logits(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The (averaged) teachers' logits for a batch, by name: what the student is to match."""
-        full = self._completed(inputs)
+        full = models.with_decoder(self.student, inputs)
         return self._soft_target(self.task(inputs), [self._ask(t, full) for t in self.teachers])
 
     def _transfer(
@@ -328,31 +311,33 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         weights = weights.to(self.args.device) / divisor
         pairs = self.args.transfer_layers or [[-1, -1]]
         attended = None if "decoder_input_ids" in inputs else inputs.get("attention_mask")
+        if attended is not None:  # several choices of one row are sequences of their own
+            attended = attended.reshape(-1, attended.shape[-1])
         total = weights.new_zeros(())
         if self.args.relation_weight:
-            terms = relation_transfer(student, teacher, pairs, attended)
+            terms = relation_transfer(student, teacher, pairs, attended).reshape(rows, -1).mean(-1)
             total = total + self.args.relation_weight * (terms * weights).sum()
         if self.args.attention_weight:
-            terms = attention_transfer(student, teacher, pairs, attended)
+            terms = attention_transfer(student, teacher, pairs, attended).reshape(rows, -1).mean(-1)
             total = total + self.args.attention_weight * (terms * weights).sum()
         return total
 
     def _check_spaces(self, task: heads.Task) -> None:
         """Raise before the first step where teacher and student mean different things."""
-        ours = heads.space_of(self.student, task)
+        ours = models.space_of(self.student, task)
         for teacher in self.teachers:
-            theirs = heads.space_of(teacher, task)
+            theirs = models.space_of(teacher, task)
             if ours is None or theirs is None:
                 continue
             if ours.size != theirs.size and self.args.distill_vocabulary == "error":
-                raise heads.SpacesDiffer(
+                raise models.SpacesDiffer(
                     f"teacher-mismatch: the student has {ours.size} classes, its teacher "
                     f"{theirs.size}; distill_vocabulary='cut' keeps the first "
                     f"{min(ours.size, theirs.size)} of both"
                 )
-            at = heads.first_difference(ours.names, theirs.names)
+            at = models.first_difference(ours.names, theirs.names)
             if at is not None:
-                raise heads.SpacesDiffer(
+                raise models.SpacesDiffer(
                     f"teacher-mismatch: class {at} is {ours.names[at]!r} for the student and "
                     f"{theirs.names[at]!r} for its teacher"
                 )

@@ -94,9 +94,21 @@ class DistillationTrainingArguments(TrainingArguments):  # type: ignore[misc]
 
     @classmethod
     def of(cls, args: TrainingArguments | None) -> DistillationTrainingArguments:
-        """Plain TrainingArguments with the defaults of distillation."""
+        """Plain TrainingArguments with the defaults of distillation.
+
+        Raises:
+            TypeError: arguments of another kind, which these would not hold.
+        """
         if args is None:
             return cls(output_dir="trainer_output")
         if isinstance(args, cls):
             return args
-        return cls(**{f.name: getattr(args, f.name) for f in fields(args) if f.init})
+        known = {f.name for f in fields(cls)}
+        given = {f.name: getattr(args, f.name) for f in fields(args) if f.init}
+        if given.keys() - known:
+            kind = type(args).__name__
+            raise TypeError(
+                f"{kind} has options of its own; write, in your script, @dataclass "
+                f"class Arguments(DistillationTrainingArguments, {kind}): pass"
+            )
+        return cls(**given)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_recipe.tune import distillation_heads as heads
+from hf_recipe.tune import distillation_models as models
 from hf_recipe.tune.distillation_loss import Objective, chunked_loss
 
 logger = logging.getLogger(__name__)
@@ -29,16 +30,16 @@ def can_chunk(trainer: Any, model: nn.Module, inputs: Mapping[str, Any], task: h
     if wanted is False:
         return False
     reason = _dense_reason(trainer, task)
-    head = heads.output_head(trainer.student)
+    head = models.output_head(trainer.student)
     if reason is None and head is not None and head.weight.shape[0] < CHUNKED_FROM:
         reason = None if wanted else "the vocabulary is small"
     if reason is None:
         known = {k: v for k, v in trainer.own_inputs(inputs).items() if k != "labels"}
-        taught = trainer.teacher_inputs(trainer.teachers[0], inputs)
+        taught = models.moved(trainer.teachers[0], inputs)
         with trainer.teaching(trainer.teachers[0]):
-            sound = heads.rebuilds(trainer.teachers[0], taught)
+            sound = models.rebuilds(trainer.teachers[0], taught)
         with trainer.compute_loss_context_manager():
-            sound = sound and heads.rebuilds(trainer.student, known)
+            sound = sound and models.rebuilds(trainer.student, known)
         reason = None if sound else "logits rebuilt from the head differ from the model's own"
     if reason is not None:
         level = logging.WARNING if wanted else logging.INFO
@@ -48,7 +49,7 @@ def can_chunk(trainer: Any, model: nn.Module, inputs: Mapping[str, Any], task: h
 
 def _dense_reason(trainer: Any, task: heads.Task) -> str | None:
     config = getattr(trainer.student, "config", None)
-    plain = [heads.output_head(m) for m in (trainer.student, *trainer.teachers)]
+    plain = [models.output_head(m) for m in (trainer.student, *trainer.teachers)]
     reasons = {
         "the head is not over a vocabulary": task.kind != "classes" or not task.per_position,
         "several teachers are averaged": len(trainer.teachers) > 1,
@@ -59,7 +60,7 @@ def _dense_reason(trainer: Any, task: heads.Task) -> str | None:
         "a head is no plain linear layer": any(head is None for head in plain),
         "parameters are sharded": trainer.is_fsdp_enabled
         or trainer.is_deepspeed_enabled
-        or any(heads.is_sharded(m) for m in (trainer.student, *trainer.teachers)),
+        or any(models.is_sharded(m) for m in (trainer.student, *trainer.teachers)),
         "the model is compiled": bool(trainer.args.torch_compile),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
@@ -77,13 +78,13 @@ def chunked_terms(
     mask = task.mask(inputs)
     assert mask is not None  # per_position
     teacher = trainer.teachers[0]
-    own, other = heads.output_head(trainer.student), heads.output_head(teacher)
+    own, other = models.output_head(trainer.student), models.output_head(teacher)
     if own is None or other is None:
         raise ValueError("the chunked loss needs plain linear heads")
-    with heads.head_input(own, 1) as states:
+    with models.head_input(own, 1) as states:
         model(**{k: v for k, v in trainer.own_inputs(inputs).items() if k != "labels"})
-    with heads.head_input(other, 1) as targets, trainer.teaching(teacher):
-        teacher(**trainer.teacher_inputs(teacher, inputs))
+    with models.head_input(other, 1) as targets, trainer.teaching(teacher):
+        teacher(**models.moved(teacher, inputs))
     # Where there are no labels, any valid index marks an attended position.
     marks = torch.where(mask, 0, heads.IGNORED) if labels is None else labels
     total, soft, hard = chunked_loss(
@@ -103,8 +104,8 @@ def chunked_terms(
         ),
         student_bias=own.bias,
         teacher_bias=other.bias,
-        student_head=heads.declared_head(trainer.student),
-        teacher_head=heads.declared_head(teacher),
+        student_head=models.declared_head(trainer.student),
+        teacher_head=models.declared_head(teacher),
         num_items=divisor,
         vocabulary=trainer.args.distill_vocabulary,
     )

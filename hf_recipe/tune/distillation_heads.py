@@ -10,19 +10,15 @@ Pure functions over configs, batches and outputs. They know four kinds of head:
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from hf_recipe.tune.distillation_loss import (
-    Head,
     bernoulli_divergence,
     divergence,
     mixture_logits,
@@ -32,11 +28,6 @@ from hf_recipe.tune.distillation_loss import (
 Kind = Literal["classes", "spans", "values", "bernoulli"]
 Logits = Mapping[str, Tensor]
 IGNORED = -100
-
-# What models do to their head's output, as their configs call it.
-MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
-DIVIDERS = ("logits_scaling",)
-SOFTCAPS = ("final_logit_softcapping",)
 
 
 @dataclass(frozen=True)
@@ -248,6 +239,22 @@ def merged(
     return {n: mixture_logits([x[n] for x in each], shares) for n in names}
 
 
+def smoothed_loss(
+    task: Task, logits: Tensor, inputs: Mapping[str, Any], smoothing: float
+) -> Tensor:
+    """The mean cross-entropy over what is labelled, with smoothed labels.
+
+    Raises:
+        ValueError: labels that are no classes.
+    """
+    labels = task.labels(inputs)
+    if task.kind != "classes" or labels is None:
+        raise ValueError("label_smoothing_factor smooths classes; these labels are numbers")
+    labelled = labels != task.ignored
+    z = task.align(logits, inputs)[labelled]
+    return F.cross_entropy(z.float(), labels[labelled], label_smoothing=smoothing)
+
+
 def labelled_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
     """The plain loss over rows with labels alone, where NaN marks a missing number."""
     rows = labels.isfinite().reshape(labels.shape[0], -1).all(-1)
@@ -255,133 +262,3 @@ def labelled_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
     if task.kind == "bernoulli":
         return F.binary_cross_entropy_with_logits(z, y)
     return F.mse_loss(z.reshape(y.shape), y)
-
-
-# ------------------------------------------------------------------ spaces
-
-
-class SpacesDiffer(ValueError):
-    """Teacher and student mean different things by the same output."""
-
-
-@dataclass(frozen=True)
-class Space:
-    """What a model's outputs stand for: how many, and their names in order ("" where unnamed)."""
-
-    size: int
-    names: tuple[str, ...] = ()
-
-
-def space_of(model: nn.Module, task: Task) -> Space | None:
-    """The label space or vocabulary of a model; None where its config does not tell."""
-    config = getattr(model, "config", None)
-    if config is None or task.kind == "spans":
-        return None
-    head = output_head(model)
-    if head is not None:
-        return Space(int(head.weight.shape[0]))
-    named = getattr(config, "id2label", None)
-    if not named or type(model).__name__.endswith("MultipleChoice"):
-        return None
-    names = tuple(str(named[i]) for i in sorted(named))
-    return Space(len(names), () if names[0].upper().startswith("LABEL_") else names)
-
-
-def first_difference(student: Sequence[str], teacher: Sequence[str]) -> int | None:
-    """Where two lists of the same names stand in another order; None where they do not.
-
-    Names that are other words altogether ("pos" and "positive") say nothing about the order.
-    """
-    ours = [name.strip().lower() for name in student]
-    theirs = [name.strip().lower() for name in teacher]
-    if sorted(ours) != sorted(theirs):
-        return None
-    return next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), None)
-
-
-def first_other_token(student: Any, teacher: Any) -> int | None:
-    """The lowest id that two tokenizers give to different tokens; None where there is none."""
-    ours = {index: token for token, index in student.get_vocab().items()}
-    theirs = {index: token for token, index in teacher.get_vocab().items()}
-    return next((i for i in sorted(ours.keys() & theirs.keys()) if ours[i] != theirs[i]), None)
-
-
-# ------------------------------------------------------------------ models
-
-
-def accepted(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs that the module's forward takes by name (all of them where it takes any)."""
-    parameters = inspect.signature(module.forward).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return dict(inputs)
-    return {name: value for name, value in inputs.items() if name in parameters}
-
-
-def forward_names(module: nn.Module) -> set[str]:
-    """The names of what the module's forward takes."""
-    parameters = inspect.signature(module.forward).parameters.values()
-    return {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Whether the weights are split over processes: no layer can then be used by itself."""
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
-
-
-def output_head(model: nn.Module) -> nn.Linear | None:
-    """The plain linear layer that turns hidden states into a vocabulary's logits, or None."""
-    find: Callable[[], Any] | None = getattr(model, "get_output_embeddings", None)
-    head = find() if find is not None else None
-    return head if type(head) is nn.Linear else None  # adapters and quantized heads are not plain
-
-
-def declared_head(model: nn.Module) -> Head:
-    """What the config says is done to the head's output."""
-    config = model.config
-    values = {n: getattr(config, n, None) for n in (*MULTIPLIERS, *DIVIDERS, *SOFTCAPS)}
-    scale = 1.0
-    for name in MULTIPLIERS:
-        scale *= values[name] or 1.0
-    for name in DIVIDERS:
-        scale /= values[name] or 1.0
-    return Head(scale, next((values[n] for n in SOFTCAPS if values[n]), None))
-
-
-@contextmanager
-def head_input(head: nn.Module, positions: int) -> Iterator[list[Tensor]]:
-    """Collect what the head is given, and let only the first positions through to it."""
-    taken: list[Tensor] = []
-
-    def take(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        taken.append(arguments[0])
-        return (arguments[0][:, :positions], *arguments[1:])
-
-    handle = head.register_forward_pre_hook(take)
-    try:
-        yield taken
-    finally:
-        handle.remove()
-
-
-def rebuilds(model: nn.Module, inputs: Mapping[str, Any], positions: int = 8) -> bool:
-    """Whether `declared_head` of the head's input gives the model's own logits.
-
-    Runs the model once without gradient, over its own random state, which is put back.
-    """
-    head = output_head(model)
-    assert head is not None
-    devices = [head.weight.device] if head.weight.device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices), head_input(head, positions) as taken:
-        outputs = model(**inputs)
-    if len(taken) != 1 or taken[0].ndim != 3 or outputs.get("logits") is None:
-        return False
-    own = outputs["logits"].float()
-    with torch.no_grad():
-        built = declared_head(model).logits(
-            taken[0][:, :positions].to(head.weight.dtype), head.weight, head.bias, torch.float32
-        )
-    if own.shape != built.shape:
-        return False
-    exact = outputs["logits"].dtype == taken[0].dtype == torch.float32
-    close = 1e-4 if exact else 3e-2
-    return bool((own - built).abs().max() <= close * own.abs().max().clamp(min=1e-3))

@@ -8,8 +8,6 @@ cannot afford the computation at test time, look into distilling your ensemble i
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +16,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from hf_recipe.tune import distillation_heads as heads
+from hf_recipe.tune import distillation_models as models
 
 
 class Ensemble(nn.Module):
@@ -44,16 +43,12 @@ class Ensemble(nn.Module):
         self.weights = list(weights) if weights is not None else None
         self.config = members[0].config
         # A Trainer drops the columns that `forward` does not name: it names what members take.
-        answer = functools.partial(type(self).forward, self)
-        names, kind = sorted(set().union(*map(heads.forward_names, members))), inspect.Parameter
-        said = [kind(name, kind.KEYWORD_ONLY, default=None) for name in names]
-        answer.__signature__ = inspect.Signature(said)  # type: ignore[attr-defined]
-        self.forward = answer  # type: ignore[method-assign]
+        models.name_inputs(self, set().union(*map(models.forward_names, members)))
 
     def forward(self, labels: torch.Tensor | None = None, **inputs: Any) -> ModelOutput:
         """The averaged logits by name; ``loss`` is the members' mean where labels are given."""
         known = {n: v for n, v in (*inputs.items(), ("labels", labels)) if v is not None}
-        outputs = [member(**heads.accepted(member, known)) for member in self.members]
+        outputs = [member(**models.accepted(member, known)) for member in self.members]
         task = heads.task_of(self.members[0], known)
         merged = heads.merged(
             task.kind, [heads.logits_of(o, task.kind) for o in outputs], self.weights

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hf_recipe.tune.engines import Result
+from hf_recipe.tune.study import flat
 
 METRICS, CURVE = "metrics.json", "curve.jsonl"
+CARD_LINE = re.compile(r"^- (\w+): (\S+)$", re.MULTILINE)  # of the Trainer's model card
 FOLDER_VARIABLE = "HF_RECIPE_TRIAL"  # a trial's process finds its folder here
 
 
@@ -34,13 +37,43 @@ def read_result(folder: str | Path, metric: str) -> Result | None:
     found: Any = None
     for name in ("all_results.json", "eval_results.json"):
         found = found or _json(folder / name)
-    states = sorted(folder.rglob("trainer_state.json"), key=lambda p: p.stat().st_mtime)
-    state = _json(states[-1]) if states else None
-    history = state.get("log_history", []) if isinstance(state, dict) else []
+    history = (newest_state(folder) or {}).get("log_history", [])
     curve = tuple(float(h[key]) for h in history if _is_number(h.get(key)))
     if isinstance(found, dict) and key in found:
         return Result("complete", _number(found[key]), curve=curve)
     return Result("complete", curve[-1], curve=curve) if curve else None
+
+
+def parameters_of_run(folder: str | Path) -> dict[str, Any]:
+    """What the run in `folder` was given, by dotted name; {} where it does not tell.
+
+    From our own metrics.json, from the state of the Trainer's ``hyperparameter_search``, or from
+    the list of hyperparameters in the Trainer's model card.
+    """
+    folder = Path(folder)
+    told = _json(folder / METRICS)
+    params = told.get("params") if isinstance(told, dict) else None
+    state = newest_state(folder)
+    params = params or (state or {}).get("trial_params")
+    if params:
+        return dict(flat(params))
+    card = folder / "README.md"
+    lines = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    return {name: _literal(value) for name, value in CARD_LINE.findall(lines)}
+
+
+def newest_state(folder: Path) -> dict[str, Any] | None:
+    """The Trainer's own state, of its newest checkpoint."""
+    states = sorted(folder.rglob("trainer_state.json"), key=lambda p: p.stat().st_mtime)
+    state = _json(states[-1]) if states else None
+    return state if isinstance(state, dict) else None
+
+
+def _literal(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _told(told: Mapping[str, Any], key: str, metric: str) -> Result:

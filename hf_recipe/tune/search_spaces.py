@@ -180,5 +180,5 @@ def _chosen(
     if name in known.given and name != "learning_rate":
         return Choice(name, "fixed", None, "set by hand")
     if trials < candidate.least:
-        return Choice(name, "fixed", None, f"{trials} trials do not bear it; {candidate.least} do")
+        return Choice(name, "fixed", None, f"from {candidate.least} trials on")
     return candidate

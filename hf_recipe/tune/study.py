@@ -20,7 +20,10 @@ from hf_recipe.tune.space import Parameter, parameters_of
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 COMPLETE = ("complete", "completed", "finished", "success")
-RUNNING = ("running", "waiting", "pending", "queued", "pruned")
+FAILED = ("failed", "fail", "crashed", "diverged", "infeasible")
+RUNNING = ("running", "waiting", "pending", "queued")
+# Whoever was stopped, by hand or as hopeless, has not said whether it could have come to its end.
+STOPPED = ("pruned", "killed", "stopped", "preempting", "preempted")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Trial:
     """One trial.
 
     Attributes:
+        number: as its search counts; else its place among all.
         params: values by dotted parameter name.
         score: the metric, less is better; NaN: the trial failed or diverged.
         failed: it gave no finite value.
@@ -35,6 +39,7 @@ class Trial:
         curve: the metric over the run, less is better.
     """
 
+    number: int
     params: dict[str, Any]
     score: float
     failed: bool
@@ -53,6 +58,7 @@ class Study:
         parameters: those that vary in the space.
         places: (trials, parameters) quantile of each value in the space; NaN where the trial
             lacks it. Those of values without an order are NaN.
+        open: trials that are at work, or were stopped before their end.
     """
 
     metric: str
@@ -60,6 +66,7 @@ class Study:
     trials: tuple[Trial, ...]
     parameters: tuple[Parameter, ...]
     places: Array
+    open: int = 0
 
     @property
     def scores(self) -> Array:
@@ -86,7 +93,7 @@ def read_study(
     metric: str,
     greater_is_better: bool,
 ) -> Study:
-    """Check and flatten trials; those that still run are left out.
+    """Check and flatten trials; those without an end are left out.
 
     Raises:
         ValueError: no trials, a trial without params or with an unknown state, a space that makes
@@ -104,16 +111,16 @@ def read_study(
         for i, trial in enumerate(kept):
             if name in trial.params:
                 places[i, j] = place(parameter, trial.params[name])
-    return Study(metric, sign, kept, parameters, places)
+    return Study(metric, sign, kept, parameters, places, len(read) - len(kept))
 
 
 def _trial(number: int, trial: Mapping[str, Any], sign: float) -> Trial | None:
     if not isinstance(trial, Mapping) or not isinstance(trial.get("params"), Mapping):
         raise ValueError(f"trial {number}: expected a mapping with 'params'; got {trial!r:.80}")
     state = str(trial.get("state", "complete")).lower()
-    if state in RUNNING:
+    if state in (*RUNNING, *STOPPED):
         return None
-    if state not in COMPLETE and state not in ("failed", "fail", "crashed", "killed", "diverged"):
+    if state not in (*COMPLETE, *FAILED):
         raise ValueError(f"trial {number}: state must be 'complete' or 'failed'; got {state!r}")
     value = trial.get("value")
     if value is not None and (isinstance(value, (bool, str)) or not _is_number(value)):
@@ -122,6 +129,7 @@ def _trial(number: int, trial: Mapping[str, Any], sign: float) -> Trial | None:
     curve = tuple(sign * float(v) if v is not None else math.nan for v in trial.get("curve") or ())
     seed = trial.get("seed")
     return Trial(
+        number=int(trial.get("number", number)),
         params=dict(flat(trial["params"])),
         score=sign * float(value) if good and value is not None else math.nan,
         failed=not good,

@@ -31,7 +31,7 @@ class EdgePressure(Measurement):
         median, farthest: distance of the best trials from the edge, as shares of the range.
         crowd, trials: number of best trials looked at, and of all.
         bound: value at that edge.
-        natural: the parameter can go no further (a rate of 0, a share of 1).
+        natural: nothing lies beyond it: a rate of 0, or the trials next to it failed.
     """
 
     parameter: str

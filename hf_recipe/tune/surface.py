@@ -74,7 +74,7 @@ def _one_by_one(study: Study, blocks: list[Array], target: Array, edge: float) -
     for block in blocks:
         design = np.concatenate([np.ones((len(target), 1)), block], axis=1)
         if design.shape[1] > 0.7 * len(target):
-            explained.append(0.0)
+            explained.append(np.nan)
             slopes.append((np.nan, np.nan))
             continue
         coefficients, covariance = _least_squares(design, target)

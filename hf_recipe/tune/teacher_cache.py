@@ -30,11 +30,13 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from hf_recipe.core.report import write_atomically
+from hf_recipe.instruments.distributed import from_rank_0, rank
 from hf_recipe.tune import distillation_heads as heads
+from hf_recipe.tune import distillation_models as models
 
-ABOUT = "teacher.json"
+ABOUT, ROWS = "teacher.json", "rows.arrow"
 WHOLE_UP_TO = 64  # classes; below, the whole distribution takes little more room than its samples
-HIDDEN = ("labels", "start_positions", "end_positions", "shift_labels")
 
 
 class NotCached(KeyError):
@@ -64,7 +66,8 @@ def row_keys(inputs: Mapping[str, Any], pad: int | None = None) -> list[str]:
     Args:
         pad: the decoder's padding token, cut off the end of ``decoder_input_ids``.
     """
-    seen = {k: v for k, v in sorted(inputs.items()) if isinstance(v, Tensor) and k not in HIDDEN}
+    asked = sorted(models.questions(inputs).items())
+    seen = {k: v for k, v in asked if isinstance(v, Tensor)}
     mask = seen.pop("attention_mask", None)
     decoder_mask = seen.pop("decoder_attention_mask", None)
     del decoder_mask  # it follows from the padding
@@ -132,35 +135,57 @@ def cache_teacher(
         ValueError: the folder holds another teacher's cache, or one made otherwise.
     """
     path = Path(path)
-    about = {
+    asked = {
         "teacher": teacher_hash(teacher),
         "temperature": temperature,
         "samples": 0 if top else samples,
         "top": top,
         "seed": seed,
     }
-    if (path / ABOUT).is_file():
-        known = CachedTeacher(path)
-        other = next((k for k in about if known.about[k] != about[k]), None)
-        if other is not None:
-            raise ValueError(
-                f"{path} was made with {other} {known.about[other]}, not {about[other]}; "
-                "give another folder"
-            )
-        return known
-    import datasets
+    if not from_rank_0((path / ABOUT).is_file()):
+        if rank() == 0:
+            _write(path, teacher, dataset, collate, asked, batch_size)
+        from_rank_0(None)  # the others wait until it is whole
+    known = CachedTeacher(path)
+    other = next((k for k in asked if known.about[k] != asked[k]), None)
+    if other is not None:
+        raise ValueError(
+            f"{path} was made with {other} {known.about[other]}, not {asked[other]}; "
+            "give another folder"
+        )
+    return known
 
-    config = getattr(teacher, "config", None)
-    about["pad"] = getattr(config, "pad_token_id", None)
-    head = heads.output_head(teacher)
+
+def _write(
+    path: Path,
+    teacher: nn.Module,
+    dataset: Any,
+    collate: Any,
+    asked: Mapping[str, Any],
+    batch_size: int,
+) -> None:
+    """Ask, and write row after row; what says that the cache is whole comes last."""
+    from datasets.arrow_writer import ArrowWriter
+
+    about = {**asked, **_heading(teacher)}
+    path.mkdir(parents=True, exist_ok=True)
+    with ArrowWriter(path=str(path / ROWS)) as writer:
+        for row in _asked(teacher, dataset, collate, about, batch_size):
+            writer.write(row)
+        writer.finalize()
+    write_atomically(path / ABOUT, json.dumps(about, indent=1))
+
+
+def _heading(teacher: nn.Module) -> dict[str, Any]:
+    """What of the teacher itself is needed to look its answers up."""
+    config, head = getattr(teacher, "config", None), models.output_head(teacher)
     named = getattr(config, "id2label", None) or {}
     if head is not None:  # a vocabulary; what its config names are classes of another head
         named = {i: f"LABEL_{i}" for i in range(head.weight.shape[0])}
-    about["id2label"] = {str(k): v for k, v in named.items()}
-    rows = list(_asked(teacher, dataset, collate, about, batch_size))
-    datasets.Dataset.from_list(rows).save_to_disk(str(path))
-    (path / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
-    return CachedTeacher(path)
+    return {
+        "pad": getattr(config, "pad_token_id", None),
+        "id2label": {str(k): v for k, v in named.items()},
+    }
 
 
 def _asked(
@@ -171,11 +196,12 @@ def _asked(
     teacher.eval()
     for start in range(0, len(dataset), batch_size):
         chosen = range(start, min(start + batch_size, len(dataset)))
-        batch = with_decoder(teacher, collate([dataset[i] for i in chosen]))
-        seen = {k: v for k, v in batch.items() if k not in HIDDEN}
+        batch = models.with_decoder(teacher, collate([dataset[i] for i in chosen]))
+        seen = models.accepted(teacher, models.questions(batch))
+        about.setdefault("inputs", sorted(k for k, v in seen.items() if isinstance(v, Tensor)))
         moved = {k: v.to(home) if isinstance(v, Tensor) else v for k, v in seen.items()}
         with torch.no_grad():
-            outputs = teacher(**heads.accepted(teacher, moved))
+            outputs = teacher(**moved)
         named = {k: outputs[k].float().cpu() for k in _names(outputs)}
         for row, key in enumerate(row_keys(seen, about["pad"])):
             kept: dict[str, Any] = {"key": key}
@@ -183,18 +209,6 @@ def _asked(
                 kept |= _packed(name, logits[row], seen, row, about, draw)
             yield kept
     teacher.train(mode)
-
-
-def with_decoder(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch with the decoder's inputs, which models make out of labels."""
-    full = dict(inputs)
-    make = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    config = getattr(model, "config", None)
-    if not getattr(config, "is_encoder_decoder", False) or make is None:
-        return full
-    if full.get("labels") is not None and full.get("decoder_input_ids") is None:
-        full["decoder_input_ids"] = make(labels=full["labels"])
-    return full
 
 
 def _names(outputs: Any) -> list[str]:
@@ -251,7 +265,7 @@ class CachedTeacher(nn.Module):
         import datasets
 
         self.about = json.loads((Path(path) / ABOUT).read_text(encoding="utf-8"))
-        rows = datasets.load_from_disk(str(path))
+        rows = datasets.Dataset.from_file(str(Path(path) / ROWS))
         self._index = {key: i for i, key in enumerate(rows["key"])}
         self._rows = rows.with_format("numpy")
         if fallback is not None and teacher_hash(fallback) != self.about["teacher"]:
@@ -260,8 +274,11 @@ class CachedTeacher(nn.Module):
         self.config = SimpleNamespace(
             id2label={int(k): v for k, v in self.about["id2label"].items()}
         )
-        # Where and as what inputs are wanted is read off a model's parameters.
+        # Where and as what inputs are wanted is read off a model's parameters; by name, off its
+        # forward: the Trainer drops columns that nobody names.
         self.place = nn.Parameter(torch.zeros(()), requires_grad=False)
+        if self.about.get("inputs"):
+            models.name_inputs(self, self.about["inputs"])
 
     def __len__(self) -> int:
         return len(self._index)
@@ -299,7 +316,7 @@ class CachedTeacher(nn.Module):
             )
         if missing:
             with torch.no_grad():
-                return self._fallback[0].eval()(**heads.accepted(self._fallback[0], inputs))
+                return self._fallback[0].eval()(**models.accepted(self._fallback[0], inputs))
         found = [self._rows[self._index[key]] for key in keys]
         names = [n for n in ("logits", "start_logits", "end_logits") if f"{n}_shape" in found[0]]
         return ModelOutput({name: self._logits(name, found, inputs) for name in names})

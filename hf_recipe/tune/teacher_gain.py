@@ -7,24 +7,19 @@ of the top answers, divergence, calibration, accuracy kept, and what was saved.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.exhibit import Table
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.subject import Subject
-from hf_recipe.tune import distillation_heads as heads
+from hf_recipe.tune.teacher_answers import ROWS, Answers, ask
 from hf_recipe.tune.teachers import teachers_of
-
-ROWS = 128
-CLASSES = 100  # a table of more tells nothing
 
 
 @dataclass(frozen=True)
@@ -38,6 +33,8 @@ class TeacherGain(Measurement):
         standard_error: of the gain, over rows.
         rows: labelled rows.
         split: where they came from.
+        lead: how far the teacher's accuracy lies above that of the most common label, in standard
+            errors of the latter; None: the labels are no classes.
     """
 
     teacher_error: float
@@ -46,6 +43,7 @@ class TeacherGain(Measurement):
     standard_error: float
     rows: int
     split: str
+    lead: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,113 +77,7 @@ class Fidelity(Measurement):
     class_losses: dict[str, tuple[float, float, int]] = field(default_factory=dict)
 
 
-@dataclass
-class _Answers:
-    """One model's answers to some batches: per item top answer and confidence, per row error."""
-
-    errors: list[Tensor]
-    hits: list[Tensor]
-    confidences: list[Tensor]
-    tops: list[Tensor]
-    losses: list[Tensor] = field(default_factory=list)
-    classes: list[Tensor] = field(default_factory=list)
-    seconds: float = 0.0
-
-
-def _answer(
-    task: heads.Task, logits: Mapping[str, Tensor], inputs: Mapping[str, Any], into: _Answers
-) -> None:
-    """Append the errors of a batch's labelled rows and the answers to all supervised items."""
-    labels = task.labels(inputs)
-    if task.kind == "spans":
-        starts, ends = inputs.get("start_positions"), inputs.get("end_positions")
-        tops = [logits[n].argmax(-1) for n in ("start_logits", "end_logits")]
-        into.tops.append(torch.stack(tops, -1).flatten())
-        if starts is not None and ends is not None:
-            wrong = (tops[0] != starts).float() + (tops[1] != ends).float()
-            into.errors.append(wrong / 2)
-        return
-    z = logits["logits"].float()
-    if task.kind != "classes":
-        said = z if task.kind == "values" else (z > 0).float()
-        into.tops.append(said.flatten())
-        if labels is not None:
-            gap = (said.reshape(len(z), -1) - labels.float().reshape(len(z), -1)).square().mean(-1)
-            into.errors.append(torch.where(gap.isfinite(), gap, torch.nan))
-        return
-    z, mask = task.align(z, inputs), task.mask(inputs)
-    confidence, top = z.softmax(-1).max(-1)
-    if labels is None:
-        kept = torch.ones_like(top, dtype=torch.bool) if mask is None else mask
-        into.tops.append(top[kept])
-        return
-    labelled = labels != task.ignored
-    seen = torch.ones_like(labelled) if mask is None else mask
-    right = (top == labels) & labelled
-    into.tops.append(top[seen])
-    into.hits.append(right[labelled].float())
-    into.confidences.append(confidence[labelled])
-    if z.shape[-1] <= CLASSES:
-        into.classes.append(labels[labelled])
-        into.losses.append(F.cross_entropy(z[labelled], labels[labelled], reduction="none"))
-    counts = labelled.reshape(len(labels), -1).sum(-1)
-    wrong = counts - right.reshape(len(labels), -1).sum(-1)
-    into.errors.append(wrong / counts)  # NaN for rows without a label
-
-
-def _ask(
-    subject: Subject, teachers: list[nn.Module], split: str, rows: int
-) -> tuple[_Answers, _Answers, float, int]:
-    """Both models' answers on evenly spaced rows; the mean divergence; how many rows."""
-    student = _Answers([], [], [], [])
-    teacher = _Answers([], [], [], [])
-    subject.model.eval()
-    total, items, asked = 0.0, 0, 0
-    for batch in subject.batches(split, rows=rows):
-        task = heads.task_of(subject.model, batch.inputs)
-        inputs = _with_decoder(subject.model, batch.inputs)
-        outputs = []
-        for model, into in ((subject.model, student), (teachers[0], teacher)):
-            started = time.perf_counter()
-            if model is subject.model:
-                logits = _logits(model, task, inputs)
-            else:
-                each = [_logits(t.eval(), task, inputs) for t in teachers]
-                logits = heads.merged(task.kind, each, vars(subject.trainer).get("teacher_weights"))
-            into.seconds += time.perf_counter() - started
-            _answer(task, logits, inputs, into)
-            outputs.append(logits)
-        count = int(task.items(inputs))
-        apart = heads.soft_loss(task, outputs[0], outputs[1], inputs, vocabulary="cut")
-        total, items, asked = total + float(apart) * count, items + count, asked + len(batch)
-    return student, teacher, total / max(items, 1), asked
-
-
-def _logits(model: nn.Module, task: heads.Task, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    hidden = {"labels", "start_positions", "end_positions", "shift_labels"}
-    known = heads.accepted(model, {k: v for k, v in inputs.items() if k not in hidden})
-    home = next(iter(inputs.values())).device
-    parameter = next(model.parameters())
-    moved = {
-        k: v.to(parameter.device, parameter.dtype if v.is_floating_point() else None)
-        if isinstance(v, Tensor)
-        else v
-        for k, v in known.items()
-    }
-    with torch.no_grad():
-        found = heads.logits_of(model(**moved), task.kind)
-    return {k: v.to(home) for k, v in found.items()}
-
-
-def _with_decoder(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    full = dict(inputs)
-    make = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    if make is not None and "labels" in full and "decoder_input_ids" not in full:
-        full["decoder_input_ids"] = make(labels=full["labels"])
-    return full
-
-
-def _paired(student: _Answers, teacher: _Answers) -> tuple[float, float, float, float, int]:
+def _paired(student: Answers, teacher: Answers) -> tuple[float, float, float, float, int]:
     """(teacher's error, student's error, gain, its standard error, rows)."""
     if not student.errors:
         return float("nan"), float("nan"), float("nan"), float("nan"), 0
@@ -220,11 +112,21 @@ def measure_gain(subject: Subject) -> Iterator[TeacherGain]:
     """Ask teacher and student the same held-out rows (training rows where there are no others)."""
     teachers = teachers_of(subject)
     split = next(iter(subject.evaluation), "train")
-    student, teacher, _, _ = _ask(subject, teachers, split, ROWS)
-    theirs, ours, gain, error, rows = _paired(student, teacher)
+    asked = ask(subject, teachers, split, ROWS)
+    theirs, ours, gain, error, rows = _paired(asked.student, asked.teacher)
     if rows < 2:
         raise Skip(f"the {split} rows carry no labels to compare teacher and student by")
-    yield TeacherGain(theirs, ours, gain, error, rows, split)
+    yield TeacherGain(theirs, ours, gain, error, rows, split, lead_of(asked.teacher))
+
+
+def lead_of(teacher: Answers) -> float | None:
+    """The `lead` of a `TeacherGain`."""
+    if not teacher.labels:
+        return None
+    hits, counts = torch.cat(teacher.hits), torch.bincount(torch.cat(teacher.labels).flatten())
+    most = float(counts.max()) / max(len(hits), 1)
+    error: float = (most * (1 - most) / max(len(hits), 1)) ** 0.5
+    return (float(hits.mean()) - most) / max(error, 1e-9)
 
 
 def fidelity(trainer: Any, split: str = "validation", rows: int = 2048) -> tuple[Fidelity, Table]:
@@ -244,7 +146,8 @@ def fidelity(trainer: Any, split: str = "validation", rows: int = 2048) -> tuple
     train = rows_of_trainer(trainer, trainer.train_dataset, "train")
     subject = Subject(trainer.student, trainer.args, train, evaluation, trainer=trainer)
     with quiet(trainer.model, trainer=trainer):
-        student, teacher, apart, asked = _ask(subject, list(trainer.teachers), split, rows)
+        asked = ask(subject, list(trainer.teachers), split, rows)
+    student, teacher = asked.student, asked.teacher
     theirs, ours, gain, error, labelled = _paired(student, teacher)
     same = torch.cat(student.tops) == torch.cat(teacher.tops)
     sizes = [sum(p.numel() for p in m.parameters()) for m in (trainer.student, *trainer.teachers)]
@@ -254,7 +157,7 @@ def fidelity(trainer: Any, split: str = "validation", rows: int = 2048) -> tuple
     ]
     found = Fidelity(
         agreement=None if same.numel() == 0 else float(same.float().mean()),
-        divergence=apart,
+        divergence=asked.divergence,
         teacher_error=theirs,
         student_error=ours,
         gain=gain,
@@ -264,19 +167,19 @@ def fidelity(trainer: Any, split: str = "validation", rows: int = 2048) -> tuple
         parameters_ratio=sum(sizes[1:]) / sizes[0],
         speed_ratio=teacher.seconds / student.seconds if student.seconds else float("nan"),
         labelled=labelled,
-        rows=asked,
+        rows=asked.rows,
         class_losses=_class_losses(trainer.student, teacher, student),
     )
     return found, fidelity_table(found)
 
 
 def _class_losses(
-    model: nn.Module, teacher: _Answers, student: _Answers
+    model: nn.Module, teacher: Answers, student: Answers
 ) -> dict[str, tuple[float, float, int]]:
     """Mean loss of both on each class, by its name where the config has one."""
-    if not student.classes:
+    if not student.losses:
         return {}
-    classes = torch.cat(student.classes)
+    classes = torch.cat(student.labels)
     names = getattr(getattr(model, "config", None), "id2label", None) or {}
     found = {}
     for index in sorted(set(classes.tolist())):
@@ -323,9 +226,17 @@ def judge_gain(
     *,
     sigmas: Annotated[float, "judgement: a teacher within one standard error knows no more"] = 1.0,
     least_rows: Annotated[int, "judgement: fewer rows resolve nothing"] = 16,
+    worth: Annotated[float, "judgement: a tenth of the student's errors is worth a teacher"] = 0.1,
 ) -> Iterator[Fault]:
-    """A teacher that is not better than the untrained student."""
+    """A teacher that is not better than the student before its training.
+
+    A teacher that knows something (more than the most common label) and may be better by what
+    `worth` says, within two standard errors, is undecided on so few rows.
+    """
     if gain.rows < least_rows or gain.gain > sigmas * gain.standard_error:
+        return
+    open_ = gain.gain + 2 * gain.standard_error > worth * gain.student_error
+    if open_ and gain.lead is not None and gain.lead > 2:
         return
     yield Fault(
         f"before training the student errs by {gain.student_error:.3f} and its teacher by "
@@ -363,7 +274,7 @@ def judge_fidelity(
     )
 
 
-GAIN = Probe("ask teacher and student", "probe", (TeacherGain,), measure_gain)
+GAIN = Probe("ask teacher and student", "probe", (TeacherGain,), measure_gain, ("fresh",))
 
 TEACHER_NO_BETTER = Check(
     name="teacher-no-better",

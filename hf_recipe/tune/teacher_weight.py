@@ -2,7 +2,8 @@
 
 With alpha at an end, T^2 forgotten, or a mean over classes where a sum was meant, one of the two
 terms of the loss is silent and training looks as it always does. Seen from outside: if each row
-is given another row's teacher, or another row's label, the gradient must move.
+is given another row's teacher, or another row's label, the gradient must move; and where the loss
+is made of torch's own `kl_div` and `cross_entropy`, what they are given, and how they are weighed.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.batches import Batch
 from hf_recipe.instruments.subject import Subject
 from hf_recipe.tune import distillation_heads as heads
+from hf_recipe.tune.loss_parts import LossParts
 from hf_recipe.tune.teachers import ROWS, teachers_of, training_loss
 
 
@@ -37,6 +37,10 @@ class TermWeights(Measurement):
         rows: rows of the batch.
         averaged: classes over which a `kl_div` of the loss takes its mean, besides the rows; 0:
             none does.
+        misgiven: "input" or "target" where a `kl_div` is given no (log-)probabilities there.
+        temperature, kl_weight, entropy_weight: T of the student's part of the loss's only
+            `kl_div`, and the factors of this and of its only `cross_entropy` in the loss; None:
+            the loss is made otherwise.
     """
 
     soft: float
@@ -44,24 +48,10 @@ class TermWeights(Measurement):
     alpha: float | None
     rows: int
     averaged: int = 0
-
-
-class _Divergences(TorchFunctionMode):
-    """Notes the largest number of classes that a `kl_div` of the loss averages over."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.averaged = 0
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        named = kwargs or {}
-        if func is functional.kl_div and named.get("reduction", "mean") == "mean":
-            first = args[0] if args else named.get("input")
-            if isinstance(first, Tensor) and first.ndim > 1 and len(args) < 5:
-                self.averaged = max(self.averaged, first.shape[-1])
-        return func(*args, **named)
+    misgiven: str = ""
+    temperature: float | None = None
+    kl_weight: float | None = None
+    entropy_weight: float | None = None
 
 
 def weigh_terms(subject: Subject) -> Iterator[TermWeights]:
@@ -73,20 +63,25 @@ def weigh_terms(subject: Subject) -> Iterator[TermWeights]:
         raise Skip("a batch of one row has no other row's teacher to compare with")
     subject.model.train()
     parameters = _last_parameters(subject.model)
-    with _Divergences() as divergences:
-        base = _gradient(subject, batch.inputs, parameters)
+    parts = LossParts()
+    with parts.watching(subject.model):
+        loss = _loss(subject, batch.inputs)
+    made = parts.weights(loss)
+    base = _gradient(loss, parameters)
     with _rolled(teachers, rows):
-        other = _gradient(subject, batch.inputs, parameters)
+        other = _gradient(_loss(subject, batch.inputs), parameters)
     dealt = _dealt(batch)
     hard = None
     if dealt is not None:
-        hard = float((_gradient(subject, dealt, parameters) - base).norm())
+        hard = float((_gradient(_loss(subject, dealt), parameters) - base).norm())
     yield TermWeights(
         soft=float((other - base).norm()),
         hard=hard,
         alpha=vars(subject.args).get("alpha"),
         rows=rows,
-        averaged=divergences.averaged,
+        averaged=parts.averaged,
+        misgiven=parts.misgiven,
+        **made,
     )
 
 
@@ -100,9 +95,12 @@ def _last_parameters(
     return trained[-tensors:]
 
 
-def _gradient(subject: Subject, inputs: Mapping[str, Any], parameters: Sequence[Tensor]) -> Tensor:
+def _loss(subject: Subject, inputs: Mapping[str, Any]) -> Tensor:
     torch.manual_seed(0)  # the same dropout each time; the guard puts the run's own state back
-    loss = training_loss(subject, inputs)
+    return training_loss(subject, inputs)
+
+
+def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     flat = [
         (torch.zeros_like(p) if g is None else g).float().flatten()
@@ -152,20 +150,12 @@ def judge_weights(
     least: Annotated[
         float, "judgement: a term of 2 % of the other's gradient is under a batch's own noise"
     ] = 0.02,
+    hot: Annotated[float, "judgement: below, T^2 is 1.44 at most"] = 1.2,
 ) -> Iterator[Fault]:
-    """A term whose share of the gradient is next to nothing, or is divided by the classes."""
-    if weights.averaged > 1:
-        yield Fault(
-            f"kl_div takes its mean over {weights.averaged} classes as well as over the rows: the "
-            f"teacher's term is 1/{weights.averaged} of the divergence that it is meant to be",
-            subject="the teacher",
-            evidence={
-                "seen": "reduction='mean'",
-                "expected": "reduction='batchmean'",
-                "soft": weights.soft,
-                "hard": weights.hard,
-            },
-        )
+    """A term whose share of the gradient is next to nothing, or is not what its weight says."""
+    made = _misused(weights, hot)
+    if made is not None:
+        yield made
         return
     if weights.hard is None:
         if not weights.soft > 0:
@@ -175,6 +165,30 @@ def judge_weights(
         yield _idle("the teacher", weights, "warning")
     elif not weights.hard > least * weights.soft:  # teaching without labels can be meant
         yield _idle("the labels", weights, "note")
+
+
+def _misused(weights: TermWeights, hot: float) -> Fault | None:
+    """What is wrong with the `kl_div` of the loss by itself."""
+    heat, soft, hard = weights.temperature, weights.kl_weight, weights.entropy_weight
+    if weights.misgiven:
+        said = f"kl_div's {weights.misgiven} holds no distributions: the teacher's term measures "
+        said += "no distance to the teacher"
+        seen, expected = f"{weights.misgiven} does not sum to 1", "kl_div(log_q, p)"
+    elif weights.averaged > 1:
+        said = f"kl_div takes its mean over {weights.averaged} classes as well as over the rows: "
+        said += f"the teacher's term is 1/{weights.averaged} of the divergence that it is meant to "
+        said += "be"
+        seen, expected = "reduction='mean'", "reduction='batchmean'"
+    elif heat is not None and soft is not None and hard is not None and heat > hot:
+        if not (soft > 0 and hard > 0 and abs(soft + hard - 1) < 1e-3):
+            return None  # two weights that make 1 are what they would be with T^2 outside of them
+        said = f"the teacher's term is softened at T = {heat:.3g} and weighs {soft:.3g} beside the "
+        said += f"labels' {hard:.3g}: without the factor T^2 its gradient is {heat**-2:.2g} of that"
+        seen, expected = f"a factor of {soft:.3g}", f"{soft:.3g} * T^2 = {soft * heat**2:.3g}"
+    else:
+        return None
+    evidence = {"seen": seen, "expected": expected, "soft": weights.soft, "hard": weights.hard}
+    return Fault(said, subject="the teacher", evidence=evidence)
 
 
 def _idle(who: str, weights: TermWeights, severity: Any) -> Fault:

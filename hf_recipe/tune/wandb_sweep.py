@@ -15,7 +15,7 @@ The metric is ``eval/loss``, which is how the Trainer's ``eval_loss`` is seen at
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,7 @@ def write_sweep(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(dict(content), sort_keys=False, width=100)
-    path.write_text(f"{_header(path, content)}{text}", encoding="utf-8")
+    path.write_text(f"{_header(path, content, trials)}{text}", encoding="utf-8")
     written = [path]
     if "scheduler" in content:
         source = Path(content["scheduler"]["source"])
@@ -174,16 +174,22 @@ def write_sweep(
     return written
 
 
-def _header(path: Path, content: Mapping[str, Any]) -> str:
-    lines = [f"# wandb sweep {path.name}; then on each machine: wandb agent ENTITY/PROJECT/ID"]
+def _header(path: Path, content: Mapping[str, Any], trials: int) -> str:
+    """How the file is used, as comments above it."""
+    agents = "on each machine: wandb agent ENTITY/PROJECT/ID"
+    lines = [f"wandb sweep {path.name}; then {agents}"]
     if "scheduler" in content:
-        lines = [
-            f"# wandb sweep {path.name}; then, once and here: wandb sweep-scheduler SWEEP;",
-            "# on each machine: wandb agent ENTITY/PROJECT/ID",
+        lines = [f"wandb sweep {path.name}; then, once and here: wandb sweep-scheduler SWEEP;"]
+        lines += [agents]
+    if any(str(word).startswith("--output_dir") for word in content["command"]):
+        lines += [
+            "Agents on one machine share --output_dir: in a script of your own, add",
+            "os.environ['WANDB_RUN_ID'] to it.",
         ]
     if POINT not in content["parameters"]:
-        lines.append(f"# Without an account: hf-recipe sweep run {path.name}")
-    return "\n".join(lines) + "\n"
+        number = "" if "run_cap" in content else f" --trials {trials}"
+        lines.append(f"Without an account: hf-recipe sweep run {path.name}{number}")
+    return "".join(f"# {line}\n" for line in lines)
 
 
 def read_points(path: str | Path) -> list[dict[str, Any]]:
@@ -221,25 +227,3 @@ def scheduled_study(config: Mapping[str, Any], *, trials: int, seed: int) -> tup
         return sum(bool(trial.state.is_finished()) for trial in study.trials) >= trials
 
     return study, done
-
-
-def trials_of_export(
-    rows: Sequence[Mapping[str, Any]], names: Sequence[str], metric: str
-) -> list[dict[str, Any]]:
-    """Trials for `tune.analysis.analyse` out of a W&B project's exported runs.
-
-    Args:
-        rows: one mapping per run: its config's and summary's keys, "State" as W&B exports it.
-        names: the searched parameters.
-        metric: the summary's key.
-    """
-    found = []
-    for row in rows:
-        state = str(row.get("State", row.get("state", "finished"))).lower()
-        params = {name: row[name] for name in names if row.get(name) is not None}
-        value = row.get(metric)
-        known = value is not None and value != ""
-        found.append(
-            {"params": params, "value": float(value) if known else None, "state": state}  # type: ignore[arg-type]
-        )
-    return found

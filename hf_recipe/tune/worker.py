@@ -123,7 +123,7 @@ class Worker:
                 words,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {FOLDER_VARIABLE: str(folder)},
+                env=self._environment(folder),
                 start_new_session=True,
             )
             self.engine.note(number, process=identity(process.pid))
@@ -145,6 +145,11 @@ class Worker:
             result = Result("failed", reason=reason, seconds=seconds)
         self.engine.tell(number, result)
         self._say(suggestion, result.checked(), seconds)
+
+    def _environment(self, folder: Path) -> dict[str, str]:
+        """This process's own, in which its Python's commands (accelerate) are found."""
+        path = os.pathsep.join([os.path.dirname(self.interpreter), os.environ.get("PATH", "")])
+        return os.environ | {FOLDER_VARIABLE: str(folder), "PATH": path.strip(os.pathsep)}
 
     def _watch(self, number: int, process: subprocess.Popen[bytes], folder: Path) -> bool:
         """Until the process ends: beat, and hear of its curve; True: it was stopped as hopeless."""

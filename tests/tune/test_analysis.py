@@ -77,6 +77,7 @@ def test_a_healthy_study_has_no_warning_in_either_direction():
         report = analyse(given, SPACE, "loss", greater)
         assert not report.at_least("warning")
         assert report.ran["optimum-at-edge"] == ["study"]
+        assert "again on new seeds" in report.next_step
         assert "seeds" in report.skipped["within-seed-noise"]
     again = Report.from_dict(report.to_dict())
     assert again.to_dict() == report.to_dict()
@@ -99,6 +100,17 @@ def test_a_dropout_of_zero_is_no_edge_that_can_be_widened():
     assert [(f.check, f.subject) for f in found] == [("optimum-at-edge", "learning_rate")]
     assert found[0].evidence["edge"] == "upper"
     assert found[0].evidence["bound"] == pytest.approx(1e-2, rel=1e-3)
+
+
+def test_an_edge_at_which_trials_diverge_is_no_edge_to_widen():
+    """The usual study of a learning rate: better and better, then not a number."""
+    trials = study(40, best=(1.0, 0.5, 0.5))
+    assert "learning_rate" in edges(trials, SPACE)
+    for trial in trials:
+        if trial["params"]["learning_rate"] > 3e-3:
+            trial.update(value=None, state="failed")
+    assert names(analyse(trials, SPACE, "loss", False)) >= {"trials-infeasible"}
+    assert "learning_rate" not in edges(trials, SPACE)
 
 
 def test_diverged_trials_and_their_region():

@@ -226,6 +226,21 @@ def test_a_command_that_cannot_work_ends_the_search_with_its_last_line(tmp_path)
     assert len(made.engine.trials()) == 3
 
 
+def test_a_trial_finds_the_commands_of_its_own_python(tmp_path, monkeypatch):
+    """``accelerate`` stands beside the interpreter, also where nobody has activated it."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    made, _ = worker(tmp_path, 1)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    launcher = tmp_path / "bin" / "launch-it"
+    launcher.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    launcher.chmod(0o755)
+    made.interpreter = str(tmp_path / "bin" / "python")
+    made.command = ["${env}", "launch-it", "${program}", "${args}"]
+    made.run()
+    assert [t["state"] for t in made.engine.trials()] == ["complete"]
+
+
 def test_diverged_processes_are_infeasible(tmp_path):
     made, said = worker(tmp_path, 6, "--bad=diverge")
     made.run()

@@ -9,6 +9,7 @@ import yaml
 
 from hf_recipe.cli import main
 from hf_recipe.runner.ledger import COLUMNS
+from hf_recipe.tune.analysis import analyse
 from hf_recipe.tune.engines import OptunaEngine, Result, search
 from hf_recipe.tune.sources import read_trials
 from hf_recipe.tune.space import quasi_random
@@ -78,7 +79,71 @@ def a_job(folder):
     return str(folder)
 
 
-@pytest.mark.parametrize("made", [ours, a_plain_optuna_study, an_export, a_job])
+def the_table_of_wandbs_guide(folder):
+    """One row per run, its config and summary as cells of Python."""
+    path = folder / "project.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["", "summary", "config", "name"])
+        writer.writeheader()
+        for number, point in enumerate(POINTS):
+            summary = {"_wandb": {"runtime": 3}, "eval/loss": loss(point)}
+            writer.writerow({"summary": summary, "config": point, "name": f"run-{number}"})
+    return str(path)
+
+
+def what_the_api_gives(folder):
+    path = folder / "runs.json"
+    rows = [{"state": "finished", "config": p, "summary": {"eval/loss": loss(p)}} for p in POINTS]
+    path.write_text(json.dumps(rows))
+    return str(path)
+
+
+def a_folder_of_trials(folder):
+    for number, point in enumerate(POINTS):
+        run, value = folder / f"{number:02}", loss(point)
+        run.mkdir()
+        metrics = {} if math.isnan(value) else {"eval_loss": value}
+        state = "complete" if metrics else "infeasible"
+        told = {"state": state, "metrics": metrics, "params": point, "seed": 4}
+        (run / "metrics.json").write_text(json.dumps(told))
+    (folder / "logs").mkdir()  # no run's
+    return str(folder)
+
+
+def what_hyperparameter_search_leaves(folder):
+    for number, point in enumerate(POINTS):
+        run = folder / f"run-{number:02}" / "checkpoint-7"
+        run.mkdir(parents=True)
+        history = [{"step": 3, "eval_loss": 9.0}, {"step": 7, "eval_loss": loss(point)}]
+        state = {"trial_params": point, "log_history": history}
+        (run / "trainer_state.json").write_text(json.dumps(state))
+    return str(folder)
+
+
+def a_folder_of_model_cards(folder):
+    for number, point in enumerate(POINTS):
+        run = folder / f"run-{number:02}"
+        run.mkdir()
+        (run / "eval_results.json").write_text(json.dumps({"eval_loss": loss(point)}))
+        lines = [f"- {name}: {value!r}" for name, value in point.items()]
+        (run / "README.md").write_text("\n".join(["# Model", *lines, "- optimizer: adamw (fused)"]))
+    return str(folder)
+
+
+MADE = (
+    ours,
+    a_plain_optuna_study,
+    an_export,
+    a_job,
+    the_table_of_wandbs_guide,
+    what_the_api_gives,
+    a_folder_of_trials,
+    what_hyperparameter_search_leaves,
+    a_folder_of_model_cards,
+)
+
+
+@pytest.mark.parametrize("made", MADE)
 def test_any_study_becomes_the_same_page(made, tmp_path, capsys):
     source = made(tmp_path)
     trials = read_trials(source, NAMES, "eval/loss")
@@ -97,7 +162,7 @@ def test_any_study_becomes_the_same_page(made, tmp_path, capsys):
 
 
 def test_what_holds_no_study_is_named(tmp_path, capsys):
-    with pytest.raises(ValueError, match="neither a study"):
+    with pytest.raises(ValueError, match="holds none of: a study"):
         read_trials(str(tmp_path), NAMES, "eval/loss")
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text(yaml.safe_dump({"program": "t.py", "parameters": SPACE}))
@@ -106,3 +171,59 @@ def test_what_holds_no_study_is_named(tmp_path, capsys):
     (tmp_path / "runs.json").write_text("[]")
     assert main(["sweep", "report", str(sweep), str(tmp_path / "runs.json")]) == 2
     assert "holds no finished trial" in capsys.readouterr().err
+    export = an_export(tmp_path)
+    with pytest.raises(ValueError, match="the metric eval_loss; near it: eval/loss"):
+        read_trials(export, NAMES, "eval_loss")
+    with pytest.raises(ValueError, match="parameters learningrate; near it: learning_rate"):
+        read_trials(export, ["learningrate"], "eval/loss")
+
+
+def test_who_was_stopped_early_has_not_failed(tmp_path):
+    """Neither an Optuna pruner's trials nor a run that W&B's hyperband killed are infeasible."""
+    import optuna
+
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = optuna.create_study(storage=url, study_name="mine")
+    given = {"learning_rate": optuna.distributions.FloatDistribution(1e-5, 1e-2, log=True)}
+    for number in range(12):
+        trial = study.ask(given)
+        trial.report(1.0, 1)
+        if number < 3:
+            study.tell(trial, 0.1 * number)
+        else:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    states = ["finished"] * 2 + ["killed"] * 9
+    rows = [
+        {"State": state, "learning_rate": 1e-4 * n, "eval/loss": 1.0 / n}
+        for n, state in enumerate(states, 1)
+    ]
+    (tmp_path / "runs.json").write_text(json.dumps(rows))
+    space = {"learning_rate": SPACE["learning_rate"]}
+    for source, finished, stopped in ((url, 3, 9), (str(tmp_path / "runs.json"), 2, 9)):
+        trials = read_trials(source, ["learning_rate"], "eval/loss")
+        report = analyse(trials, space, "eval/loss", False)
+        assert "trials-infeasible" not in {f.check for f in report.flat}
+        best = report.exhibits[0]
+        assert len(best.rows) == finished
+        assert f"{stopped} more were stopped early" in best.caption
+    optuna.create_study(storage=url, study_name="other")
+    with pytest.raises(ValueError, match="the studies mine, other; say --study"):
+        read_trials(url, ["learning_rate"], "eval/loss")
+    assert len(read_trials(url, ["learning_rate"], "eval/loss", study="mine")) == 12
+
+
+@pytest.mark.slow
+def test_runs_that_wandb_keeps_offline_are_read_by_its_own_reader(tmp_path, monkeypatch):
+    import wandb
+
+    for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for point in POINTS[:3]:
+        with wandb.init(project="digits", config=point | {"seed": 5}) as run:
+            run.log({"eval/loss": loss(point)})
+    for folder in (tmp_path, tmp_path / "wandb"):
+        trials = read_trials(str(folder), NAMES, "eval/loss")
+        assert sorted(t["value"] for t in trials) == pytest.approx(sorted(map(loss, POINTS[:3])))
+        assert {t["seed"] for t in trials} == {5}
+        assert {t["state"] for t in trials} == {"finished"}

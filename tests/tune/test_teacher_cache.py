@@ -1,5 +1,8 @@
 """Cached teachers: the same step as with the live one, found by content, unbiased when sampled."""
 
+import copy
+
+import datasets
 import pytest
 import torch
 from transformers import default_data_collator as collate
@@ -7,7 +10,7 @@ from transformers import default_data_collator as collate
 from hf_recipe.tune.distillation import DistillationTrainer
 from hf_recipe.tune.divergences import divergence
 from hf_recipe.tune.teacher_cache import CachedTeacher, NotCached, cache_teacher, row_keys
-from tests.tune.heads_zoo import HEADS, Rows, llama, pair
+from tests.tune.heads_zoo import HEADS, Rows, llama, pair, zoo
 from tests.tune.test_distillation import arguments, weights
 
 import transformers as tf  # isort: skip
@@ -59,6 +62,56 @@ def test_a_row_that_changed_is_named_and_not_guessed(tmp_path):
     assert not list(both.state_dict()) or list(both.state_dict()) == ["place"]
     with pytest.raises(ValueError, match="another teacher"):
         CachedTeacher(tmp_path / "cache", fallback=student)
+
+
+def test_columns_that_only_the_teacher_or_nobody_takes_are_part_of_no_riddle(tmp_path):
+    """A BERT teaches a DistilBERT: token types for one alone, and a row's number for neither."""
+    make, data = zoo("sequence")
+    kinds = [{"token_type_ids": [0] * 4 + [1] * 5, "idx": n} for n in range(len(data))]
+    rows = datasets.Dataset.from_list(
+        [
+            {k: v if k == "labels" else v.tolist() for k, v in row.items()} | kind
+            for row, kind in zip(data.rows, kinds, strict=True)
+        ]
+    )
+    torch.manual_seed(0)
+    student = tf.DistilBertForSequenceClassification(
+        tf.DistilBertConfig(
+            vocab_size=60,
+            dim=16,
+            n_layers=1,
+            n_heads=2,
+            hidden_dim=16,
+            num_labels=3,
+            dropout=0.0,
+            attention_dropout=0.0,
+            seq_classif_dropout=0.0,
+        )
+    )
+    teacher, ends = make(), []
+    cached = cache_teacher(teacher, rows, collate, tmp_path / "cache")
+    assert "token_type_ids" in cached.about["inputs"]
+    for each in (teacher, cached):
+        args = arguments(tmp_path, distill_temperature=1.0)
+        own = copy.deepcopy(student)
+        trainer = DistillationTrainer(own, args, train_dataset=rows, teacher=each)
+        trainer.train()
+        ends.append(weights(trainer))
+    assert (ends[0] - ends[1]).abs().max() < 1e-6
+
+
+def test_a_cache_that_was_cut_off_is_made_anew(tmp_path):
+    _, teacher, data = pair("sequence")
+
+    class CutOff(Rows):
+        def __getitem__(self, index):
+            if index == 5:
+                raise KeyboardInterrupt
+            return super().__getitem__(index)
+
+    with pytest.raises(KeyboardInterrupt):
+        cache_teacher(teacher, CutOff(data.rows), collate, tmp_path / "cache", batch_size=2)
+    assert len(cache_teacher(teacher, data, collate, tmp_path / "cache", batch_size=2)) == 8
 
 
 def test_the_cache_is_used_again_and_refused_to_others(tmp_path):

@@ -14,7 +14,7 @@ from hf_recipe.instruments.batches import rows_of_trainer
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.subject import Subject, trainer_loss
 from hf_recipe.runner.models import SimpleConfig, SimpleModel
-from hf_recipe.tune import teacher_gain, teacher_weight, teachers
+from hf_recipe.tune import teacher_gain, teacher_spaces, teacher_weight, teachers
 from hf_recipe.tune.distillation import DistillationTrainer
 from hf_recipe.tune.ensemble import Ensemble
 from hf_recipe.tune.teacher_gain import (
@@ -26,17 +26,19 @@ from hf_recipe.tune.teacher_gain import (
     judge_fidelity,
     judge_gain,
 )
+from hf_recipe.tune.teacher_spaces import TeacherSpace, judge_space
 from hf_recipe.tune.teacher_weight import TermWeights, judge_weights
-from hf_recipe.tune.teachers import (
-    TeacherSpace,
-    TeacherState,
-    judge_space,
-    judge_state,
-)
+from hf_recipe.tune.teachers import TeacherState, judge_state
 from tests.tune.heads_zoo import HEADS, Rows, bert, pair, zoo
 from tests.tune.test_distillation import arguments
 
-PROBES = (teachers.SPACES, teachers.STATES, teacher_weight.WEIGHTS, teacher_gain.GAIN)
+PROBES = (
+    teacher_spaces.SPACES,
+    teacher_spaces.ORDER,
+    teachers.STATES,
+    teacher_weight.WEIGHTS,
+    teacher_gain.GAIN,
+)
 OURS = ("teacher-mismatch", "teacher-trains", "distillation-idle", "teacher-no-better")
 
 

@@ -11,13 +11,14 @@ import pytest
 import yaml
 
 from hf_recipe.cli import main
+from hf_recipe.runner.sweep import _here
 from hf_recipe.tune.space import quasi_random
 from hf_recipe.tune.wandb_sweep import (
+    FLAVOURS,
     Launch,
     flattened,
     read_points,
     sweep_config,
-    trials_of_export,
     write_sweep,
 )
 from tests.tune.wandb_server import environment, serve
@@ -205,16 +206,6 @@ def test_points_are_kept_beside_the_sweep(tmp_path):
         read_points(tmp_path / "other.json")
 
 
-def test_an_export_of_runs_can_be_analysed():
-    rows = [
-        {"Name": "a", "State": "finished", "learning_rate": 1e-3, "eval/loss": 0.5},
-        {"Name": "b", "State": "crashed", "learning_rate": 9e-3, "eval/loss": ""},
-    ]
-    trials = trials_of_export(rows, ["learning_rate"], "eval/loss")
-    assert [t["state"] for t in trials] == ["finished", "crashed"]
-    assert [t["value"] for t in trials] == [0.5, None]
-
-
 USER = """
 import json, os, pathlib, sys
 given = dict(word[2:].split("=", 1) for word in sys.argv[1:] if "=" in word)
@@ -244,6 +235,28 @@ def test_the_same_file_runs_here_without_an_account(tmp_path, capsys, monkeypatc
     assert trials == 6
     assert main(run) == 0  # complete: nothing runs again
     assert len(list(out.glob("trial-*"))) == trials
+
+
+def test_a_trial_run_here_reports_to_nobody_and_has_a_folder_of_its_own():
+    command = ["train.py", "--output_dir", "out", "--report_to", "wandb", "--seed=3", "${args}"]
+    here = ["train.py", "--output_dir=${folder}", "--report_to=none", "--seed=3", "${args}"]
+    assert _here(command) == here
+    assert _here(["--report_to=wandb", "--output_dir=out"]) == ["--report_to=none", here[1]]
+    assert _here(["--report_to=trackio"]) == ["--report_to=trackio"]
+
+
+def test_the_file_says_how_it_is_used(tmp_path):
+    launch = Launch("t.py", ("--output_dir", "out"))
+    said = {}
+    for flavour in FLAVOURS:
+        content = sweep_config(SPACE, launch, flavour=flavour, trials=6, name=str(tmp_path / "s"))
+        write_sweep(tmp_path / "s.yaml", content, SPACE, trials=6, seed=2)
+        text = (tmp_path / "s.yaml").read_text()
+        said[flavour] = [line for line in text.splitlines() if line.startswith("#")]
+        assert any("WANDB_RUN_ID" in line for line in said[flavour])
+    assert said["wandb"][-1].endswith("sweep run s.yaml")  # its run_cap is the number of trials
+    assert said["scheduler"][-1].endswith("sweep run s.yaml --trials 6")
+    assert not any("sweep run" in line for line in said["index"])
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import torch
+from transformers import default_data_collator
 
 from hf_recipe.tune.distillation import DistillationTrainer
+from hf_recipe.tune.teacher_cache import cache_teacher
 from tests.processes import a_rank
 from tests.tune.heads_zoo import pair
 from tests.tune.test_distillation import arguments, weights
@@ -29,6 +31,9 @@ if __name__ == "__main__":
             )
             whole = sum(p.numel() for p in teacher.parameters())
             assert args.world_size == processes
+            if head == "sequence":  # asked by one process, waited for by the other
+                cache = folder / f"cache-{processes}"
+                teacher = cache_teacher(teacher, rows, default_data_collator, cache, temperature=2)
             trainer = DistillationTrainer(student, args, train_dataset=rows, teacher=teacher)
             trainer.train()
             if sharded:
