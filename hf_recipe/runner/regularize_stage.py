@@ -17,13 +17,11 @@ from hf_recipe.instruments.compare import (
 from hf_recipe.runner.beside import gains_beside
 from hf_recipe.runner.data_worth import look_at_data
 from hf_recipe.runner.gates import regularize_gate
-from hf_recipe.runner.journey import Journey, train_loss, validation_loss
+from hf_recipe.runner.journey import PROMISING, Journey, train_loss, validation_loss
 from hf_recipe.runner.looks import against_simplest
 from hf_recipe.runner.pieces import curves
 from hf_recipe.runner.regularizers import NAMES, Try, chosen, proposal
 from hf_recipe.runner.setup import Setup
-
-PROMISING = 0.7  # level of the interval by which a rung is worth a second look
 
 
 def run(journey: Journey) -> Gate:
@@ -89,8 +87,7 @@ class _Pairs:
 
     def __init__(self, journey: Journey, standing: list[Outcome], names: int) -> None:
         self.journey, self.standing, self.names = journey, list(standing), names
-        seeds = journey.lab.seeds
-        self.few, self.more = len(seeds), range(seeds[-1] + 1, seeds[-1] + 1 + len(seeds))
+        self.few, self.more = len(standing), journey.more_seeds
         self.trainings = [self.standing]
 
     def judge(self, found: Try) -> tuple[list[Outcome], Gain, bool]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from hf_recipe.core.exhibit import Answer, Table
@@ -41,8 +42,8 @@ def space(setup: Setup) -> dict[str, Any]:
 
 def run(journey: Journey) -> Gate:
     """Decay, explore, confirm, train longer, distil."""
-    lab = journey.lab
-    before = journey.outcomes("where the stage begins", journey.setup)
+    lab, begin = journey.lab, journey.setup
+    before = journey.outcomes("where the stage begins", begin)
     standing, start = tune_decay(journey, before), journey.setup
     trials = explore(journey)
     outcomes = [_brief(journey, trial) for trial in trials]
@@ -56,8 +57,13 @@ def run(journey: Journey) -> Gate:
     standing = contest(journey, "training twice as long", longer, standing)
     journey.note("tune", standing)
     distil(journey)
+
+    def more(seeds: Sequence[int]) -> tuple[list[Outcome], list[Outcome]]:
+        first = journey.outcomes("where the stage began", begin, seeds=seeds)
+        return first, journey.outcomes("where it ended", journey.setup, seeds=seeds)
+
     return tune_gate(
-        journey.gain(before, standing),
+        journey.look_twice(before, standing, more),
         mean([float(b.loss < a.loss) for a, b in zip(before, standing, strict=True)]),
         len(feasible),
         len(trials),
