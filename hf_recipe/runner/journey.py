@@ -27,6 +27,7 @@ class Journey:
         setup: the best known way to train.
         rows: the last table: what, validation loss, metric, seconds.
         trained: losses of all trainings compared so far, (seeds, rows) each, by what they are of.
+        seen: outcomes of each setup that was trained with several seeds, the baselines apart.
         simplest: outcomes of the simplest model, once the baselines are there.
         teachers: folders of the models that the student has learned from.
     """
@@ -35,6 +36,7 @@ class Journey:
     setup: Setup
     rows: list[list[str]] = field(default_factory=list)
     trained: dict[tuple[str, str], np.ndarray[Any, Any]] = field(default_factory=dict)
+    seen: list[list[Outcome]] = field(default_factory=list)
     simplest: list[Outcome] = field(default_factory=list)
     teachers: list[Path] = field(default_factory=list)
 
@@ -43,10 +45,13 @@ class Journey:
     ) -> list[Outcome]:
         """`setup` trained with every seed; with `watch` the first is reported on in full."""
         first = self.lab.seeds[0]
-        return [
+        found = [
             self.lab.run(change, setup, seed, watch=watch and seed == first)
             for seed in (self.lab.seeds if seeds is None else seeds)
         ]
+        if self.lab.stage != "baselines" and found not in self.seen:
+            self.seen.append(found)
+        return found
 
     def gain(
         self,

@@ -88,7 +88,6 @@ class _Pairs:
     def __init__(self, journey: Journey, standing: list[Outcome], names: int) -> None:
         self.journey, self.standing, self.names = journey, list(standing), names
         self.few, self.more = len(standing), journey.more_seeds
-        self.trainings = [self.standing]
 
     def judge(self, found: Try) -> tuple[list[Outcome], Gain, bool]:
         """Outcomes of what is tried, its gain, and whether it came with another training."""
@@ -100,9 +99,8 @@ class _Pairs:
         if gain.verdict is None and self._gain(found, outcomes, PROMISING).verdict is True:
             if len(self.standing) == self.few:
                 self.standing += journey.outcomes("what stands", journey.setup, seeds=self.more)
-            outcomes += journey.outcomes(found.what, tried, seeds=self.more)
+            outcomes = [*outcomes, *journey.outcomes(found.what, tried, seeds=self.more)]
             gain = self._gain(found, outcomes, ladder_level(self.names, 1 - FIRST_LOOK))
-        self.trainings += [] if shared else [outcomes]
         return outcomes, gain, shared
 
     def _shared(self, found: Try, outcomes: list[Outcome]) -> bool:
@@ -112,7 +110,7 @@ class _Pairs:
         """Over the seeds of `outcomes`.
 
         What comes with a training shares all of a seed's luck with that training's last weights;
-        what is left of it is pooled over the ladder's trainings.
+        what is left of it is pooled over all trainings of the job that have it beside them.
         """
         standing = self.standing[: len(outcomes)]
         if not self._shared(found, outcomes):
@@ -121,7 +119,7 @@ class _Pairs:
             [o.row_losses for o in standing],
             [o.row_losses for o in outcomes],
             level=level,
-            seed_variance=seed_spread(gains_beside(found.beside, self.trainings)),
+            seed_variance=seed_spread(gains_beside(found.beside, self.journey.seen)),
         )
 
 
