@@ -63,15 +63,16 @@ class Journey:
     ) -> Gain:
         """Paired gain over the same seeds, on validation rows or on the sampled training rows.
 
-        Trainings at a constant rate are compared by the averages beside them: their last weights
-        hold the noise of their last steps, which the decay, tuned last, takes away. Where one side
-        ends with its average, the other stands as it ended: then that is what is compared.
+        Until the decay is tuned, trainings at a constant rate are compared by the averages beside
+        them: their last weights hold the noise of their last steps, which the decay takes away.
+        Where one side ends with its average, that is what is compared with the other's end.
 
         With few seeds per comparison their variance is hardly known; so it is pooled over all
         trainings that were compared so far. The baselines are left out of it: a linear model's
         seeds agree, and would make a large one's luck look like skill.
         """
-        if not any(o.facts.get("averaged") for o in (*before, *after)):
+        ended = any(o.facts.get("averaged") for o in (*before, *after))
+        if not ended and self.lab.stage != "tune":
             before, after = [settled(o) for o in before], [settled(o) for o in after]
         first, second = (
             np.asarray([o.facts["train_losses"] if train else o.row_losses for o in group])

@@ -69,6 +69,7 @@ def run(journey: Journey) -> Gate:
         len(trials),
         lab.options.target,
         _target_value(journey, standing),
+        adopted=journey.setup != begin,
     )
 
 
