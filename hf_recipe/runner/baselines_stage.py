@@ -5,6 +5,7 @@ Augmentation, dropout and decay of weights are off: generalisation comes later.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -48,28 +49,33 @@ def run(journey: Journey) -> Gate:
     lab.show.say(f"       the same twice from one seed? {same_twice(examiner, trainer)}")
     largest_batch(examiner, trainer)
     leaking = any(finding.check == "example-leak" for finding in lab.report.flat)
-    simplest = journey.outcomes(
-        "simplest", setup.change(model="simplest", learning_rate=SIMPLEST_RATE)
-    )
-    journey.note("simplest", simplest)
-    reference = counted(lab, subject)
-    if reference is not None and reference.loss < validation_loss(simplest):
-        simplest = [Outcome(reference.losses) for _ in lab.seeds]
-        journey.note(reference.name, simplest)
-    journey.simplest = simplest
+    simple = _simplest(journey, subject)
+    journey.simplest = simple(lab.seeds)
     base = journey.outcomes("base", setup, watch=True)
     blind = [Outcome(lab.data.task.blind_losses(lab.feed)) for _ in lab.seeds]
     lab.report.exhibit(curves(base[0], "The baseline's course", "baselines"))
     blind_row = float(np.mean(blind[0].row_losses))
     journey.rows.insert(0, ["input-blind", f"{blind_row:.4f}", "", "0.0"])
     journey.note("baseline", base)
-    return baselines_gate(
-        one_batch,
-        text,
-        journey.gain(blind, base),
-        journey.gain(simplest, base),
-        leaking,
+    versus_simplest = journey.look_twice(
+        journey.simplest,
+        base,
+        lambda seeds: (simple(seeds), journey.outcomes("base", setup, seeds=seeds)),
     )
+    return baselines_gate(one_batch, text, journey.gain(blind, base), versus_simplest, leaking)
+
+
+def _simplest(journey: Journey, subject: Subject) -> Callable[[Sequence[int]], list[Outcome]]:
+    """Seeds -> outcomes of the simplest model, or of one that counts where that is better."""
+    small = journey.setup.change(model="simplest", learning_rate=SIMPLEST_RATE)
+    trained = journey.outcomes("simplest", small)
+    journey.note("simplest", trained)
+    reference = counted(journey.lab, subject)
+    if reference is None or reference.loss >= validation_loss(trained):
+        return lambda seeds: journey.outcomes("simplest", small, seeds=seeds)
+    losses = reference.losses
+    journey.note(reference.name, [Outcome(losses) for _ in journey.lab.seeds])
+    return lambda seeds: [Outcome(losses) for _ in seeds]
 
 
 def _look_just_before_the_net(lab: Lab, subject: Subject) -> None:

@@ -185,7 +185,7 @@ def look_beside(lab: Lab, trainer: Any, setup: Setup) -> Beside | None:
     """
     whole = not (setup.rows or setup.teacher or setup.keep or setup.early_stopping)
     small = sum(p.numel() for p in trainer.model.parameters()) <= MOST_WEIGHTS
-    asked = lab.stage in ("baselines", "complexify", "regularize") and setup.model != "simplest"
+    asked = lab.stage in ("baselines", "complexify", "regularize")
     looks = whole and small and asked and setup.part == "train"
     if not (looks or setup.average):
         return None
@@ -228,6 +228,8 @@ def outcome_beside(end: Outcome, name: str) -> Outcome | None:
     if found is None:
         return None
     facts = {k: v for k, v in end.facts.items() if k != "beside"} | {"shared": True}
+    if name in (AVERAGED, BOTH):
+        facts["averaged"] = True
     if not found:  # the last weights are those of the best evaluation
         return replace(end, cost=0.0, facts=facts)
     kept = ("train_losses", "metrics", "steps")
@@ -240,7 +242,8 @@ def settled(outcome: Outcome) -> Outcome:
 
     Where there is none, as at the end of a decay, it is the outcome itself.
     """
-    return outcome_beside(outcome, AVERAGED) or outcome
+    found = outcome_beside(outcome, AVERAGED)
+    return outcome if found is None else found
 
 
 def gains_beside(name: str, trainings: Sequence[Sequence[Outcome]]) -> list[np.ndarray[Any, Any]]:

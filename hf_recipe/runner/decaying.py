@@ -45,7 +45,7 @@ def tune_decay(journey: Journey, standing: list[Outcome]) -> list[Outcome]:
         )
         return standing
     tried = decays(begin)
-    elsewhere = max(lab.seeds) + 1  # the best is judged by seeds that did not choose it
+    elsewhere = max(journey.more_seeds) + 1  # the best is judged by seeds that did not choose it
     lab.ahead([setup.variant(name, elsewhere) for name, setup in tried.items()])
     losses = {name: lab.run(name, setup, elsewhere).loss for name, setup in tried.items()}
     finite = {name: loss for name, loss in losses.items() if math.isfinite(loss)}

@@ -284,6 +284,7 @@ class Lab:
                 "train_losses": own,
                 "metrics": {k: v for k, v in validation.metrics.items() if not k.endswith("time")},
                 "parameters": sum(p.numel() for p in trainer.model.parameters()),
+                "averaged": setup.average,
                 "steps": trainer.state.global_step,
                 "planned": trainer.state.max_steps,
                 "train_curve": [[h["step"], h["loss"]] for h in history if "loss" in h],

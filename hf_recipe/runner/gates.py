@@ -133,6 +133,8 @@ def tune_gate(
     trials: int,
     target: tuple[str, float] | None = None,
     reached: float | None = None,
+    *,
+    adopted: bool = True,
 ) -> Gate:
     """It beats the stage before beyond seed noise; "SOTA" only against a target.
 
@@ -142,12 +144,15 @@ def tune_gate(
         feasible, trials: how many trials ended with a finite loss, and of how many.
         target: the metric's name and the value that counts as state of the art.
         reached: the metric on validation.
+        adopted: whether the stage changed anything.
     """
     points: list[Point] = []
     if feasible < trials:
         verdict: Verdict = "fail" if not feasible else "warn"
         points.append((verdict, f"{trials - feasible} of {trials} trials diverged"))
-    if gain.verdict is True and improved >= ADOPT_AT:
+    if not adopted:
+        points.append(("warn", "nothing that was tried beats the stage before beyond noise"))
+    elif gain.verdict is True and improved >= ADOPT_AT:
         points.append(("pass", f"better than the stage before by {gain}"))
     else:
         points.append(("warn", f"against the stage before: {undecided(gain)}"))

@@ -17,13 +17,11 @@ from hf_recipe.instruments.compare import (
 from hf_recipe.runner.beside import gains_beside
 from hf_recipe.runner.data_worth import look_at_data
 from hf_recipe.runner.gates import regularize_gate
-from hf_recipe.runner.journey import Journey, train_loss, validation_loss
+from hf_recipe.runner.journey import PROMISING, Journey, train_loss, validation_loss
 from hf_recipe.runner.looks import against_simplest
 from hf_recipe.runner.pieces import curves
 from hf_recipe.runner.regularizers import NAMES, Try, chosen, proposal
 from hf_recipe.runner.setup import Setup
-
-PROMISING = 0.7  # level of the interval by which a rung is worth a second look
 
 
 def run(journey: Journey) -> Gate:
@@ -89,9 +87,7 @@ class _Pairs:
 
     def __init__(self, journey: Journey, standing: list[Outcome], names: int) -> None:
         self.journey, self.standing, self.names = journey, list(standing), names
-        seeds = journey.lab.seeds
-        self.few, self.more = len(seeds), range(seeds[-1] + 1, seeds[-1] + 1 + len(seeds))
-        self.trainings = [self.standing]
+        self.few, self.more = len(standing), journey.more_seeds
 
     def judge(self, found: Try) -> tuple[list[Outcome], Gain, bool]:
         """Outcomes of what is tried, its gain, and whether it came with another training."""
@@ -103,9 +99,8 @@ class _Pairs:
         if gain.verdict is None and self._gain(found, outcomes, PROMISING).verdict is True:
             if len(self.standing) == self.few:
                 self.standing += journey.outcomes("what stands", journey.setup, seeds=self.more)
-            outcomes += journey.outcomes(found.what, tried, seeds=self.more)
+            outcomes = [*outcomes, *journey.outcomes(found.what, tried, seeds=self.more)]
             gain = self._gain(found, outcomes, ladder_level(self.names, 1 - FIRST_LOOK))
-        self.trainings += [] if shared else [outcomes]
         return outcomes, gain, shared
 
     def _shared(self, found: Try, outcomes: list[Outcome]) -> bool:
@@ -115,7 +110,7 @@ class _Pairs:
         """Over the seeds of `outcomes`.
 
         What comes with a training shares all of a seed's luck with that training's last weights;
-        what is left of it is pooled over the ladder's trainings.
+        what is left of it is pooled over all trainings of the job that have it beside them.
         """
         standing = self.standing[: len(outcomes)]
         if not self._shared(found, outcomes):
@@ -124,7 +119,7 @@ class _Pairs:
             [o.row_losses for o in standing],
             [o.row_losses for o in outcomes],
             level=level,
-            seed_variance=seed_spread(gains_beside(found.beside, self.trainings)),
+            seed_variance=seed_spread(gains_beside(found.beside, self.journey.seen)),
         )
 
 

@@ -12,11 +12,8 @@ if TYPE_CHECKING:
     from hf_recipe.runner.experiment import Lab
     from hf_recipe.runner.journey import Journey
 
-# Real data comes first in the recipe: the stage asks what more of it would buy, on its own. An
-# average costs no training, and stands first for what it does for the others: a constant rate's
-# last weights hold the noise of its last steps, in which their differences would drown.
+# Real data comes first in the recipe: the stage asks what more of it would buy, on its own.
 NAMES = (
-    "averaging",
     "augmentation",
     "simulated",
     "features",
@@ -27,16 +24,17 @@ NAMES = (
     "weight-decay",
     "label-smoothing",
     "early-stopping",
+    "averaging",
 )
 # Early stopping and averaging are seen in trainings that are done anyway; the others of these are
 # what the recipe names first, or, as the smaller model, are often trained by then.
 USUAL = (
-    "averaging",
     "augmentation",
     "smaller-model",
     "dropout",
     "weight-decay",
     "early-stopping",
+    "averaging",
 )
 RATE, SMOOTHING, DEPTH, MADE_UP = 0.1, 0.1, 0.1, 0.3
 # What decay does hangs on rate x decay x steps: how many times over a run forgets its weights, in

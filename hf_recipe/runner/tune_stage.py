@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_recipe.core.exhibit import Answer, Table
@@ -44,8 +44,8 @@ def space(setup: Setup) -> dict[str, Any]:
 
 def run(journey: Journey) -> Gate:
     """Decay, explore, confirm, train longer, distil."""
-    lab = journey.lab
-    before = journey.outcomes("where the stage begins", journey.setup)
+    lab, begin = journey.lab, journey.setup
+    before = journey.outcomes("where the stage begins", begin)
     standing, start = tune_decay(journey, before), journey.setup
     trials = explore(journey)
     outcomes = [_brief(journey, trial) for trial in trials]
@@ -59,13 +59,19 @@ def run(journey: Journey) -> Gate:
     standing = contest(journey, "training twice as long", longer, standing)
     journey.note("tune", standing)
     distil(journey)
+
+    def more(seeds: Sequence[int]) -> tuple[list[Outcome], list[Outcome]]:
+        first = journey.outcomes("where the stage began", begin, seeds=seeds)
+        return first, journey.outcomes("where it ended", journey.setup, seeds=seeds)
+
     return tune_gate(
-        journey.gain(before, standing),
+        journey.look_twice(before, standing, more),
         mean([float(b.loss < a.loss) for a, b in zip(before, standing, strict=True)]),
         len(feasible),
         len(trials),
         lab.options.target,
         _target_value(journey, standing),
+        adopted=journey.setup != begin,
     )
 
 
@@ -99,7 +105,7 @@ def explore(journey: Journey) -> list[dict[str, Any]]:
 
 def _elsewhere(journey: Journey) -> int:
     """The seed of the search: contenders are judged by seeds that did not choose them."""
-    return max(journey.lab.seeds) + 1
+    return max(journey.more_seeds) + 1
 
 
 def _brief(journey: Journey, trial: dict[str, Any]) -> Outcome:

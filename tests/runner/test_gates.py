@@ -87,6 +87,7 @@ def test_what_is_undecided_says_what_could_have_been_told():
         tune_gate(EITHER, 1.0, 6, 6),
         regularize_gate(EITHER, 0.2, 0.1),
     ):
+        assert "beats the stage before" in tune_gate(EITHER, 0.0, 6, 6, adopted=False).reasons[0]
         assert "undecided, +0.0000 [-0.1000, +0.1000]; 3 seeds on these rows" in gate.reasons[0]
 
 
