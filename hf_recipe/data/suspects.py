@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hf_recipe.instruments.numbers import numbers_of, plain
+
 CHUNK = 65_536
 HABIT = 3.0  # Poisson deviations beyond an even spread from which a confusion is a habit
 FEWEST = 20  # rows of a class whose median is known well enough to centre by
@@ -39,12 +41,16 @@ def confident_learning(probabilities: Any, labels: Any) -> Integers:
     Raises:
         ValueError: shapes that do not fit.
     """
-    p, y = np.asarray(probabilities), np.asarray(labels).astype(np.int64)
-    if p.ndim != 2 or y.shape != (len(p),):
+    p, given = np.asarray(plain(probabilities)), numbers_of(labels, "labels", axes=1)
+    if p.ndim != 2 and not given.size and not p.size:
+        p = p.reshape(0, 1)
+    if p.ndim != 2 or given.shape != (len(p),) or p.dtype.kind not in "fiub":
         raise ValueError(
-            f"expected probabilities (rows, classes) and labels (rows,); got {p.shape}, {y.shape}"
+            "expected probabilities (rows, classes) and labels (rows,); got shapes "
+            f"{p.shape} and {given.shape}"
         )
     rows, classes = p.shape
+    y = np.where(np.isfinite(given), given, -1).astype(np.int64)
     usable = (y >= 0) & (y < classes)
     own = np.full(rows, np.nan)
     own[usable] = p[usable, y[usable]]
@@ -92,9 +98,7 @@ def margin_scores(margins: Any, labels: Any = None) -> Floats:
     Raises:
         ValueError: shapes that do not fit.
     """
-    m = np.asarray(margins, dtype=np.float64)
-    if m.ndim != 2:
-        raise ValueError(f"expected margins (epochs, rows); got {m.shape}")
+    m = numbers_of(margins, "margins (epochs, rows)", axes=2)
     half = m[: max(1, -(-len(m) // 2))]
     seen = ~np.isnan(half)
     half_scores = _mean(half, seen)
@@ -103,7 +107,7 @@ def margin_scores(margins: Any, labels: Any = None) -> Floats:
         half_scores[late] = _mean(m[:, late], ~np.isnan(m[:, late]))
     scores = -half_scores
     if labels is not None:
-        y = np.asarray(labels)
+        y = np.asarray(plain(labels))
         if y.shape != scores.shape:
             raise ValueError(f"expected labels ({len(scores)},); got {y.shape}")
         scores = _within_class(scores, y)

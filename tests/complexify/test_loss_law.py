@@ -7,7 +7,8 @@ Kairong Luo): Llama-style models of 25M and 100M parameters under nine schedules
 import numpy as np
 import pytest
 
-from hf_recipe.complexify.loss_law import fit, warmup_end
+from hf_recipe.complexify.annealing import warmup_end
+from hf_recipe.complexify.loss_law import fit
 from scripts.benchmark_loss_law import CURVES, FITS, measure, read_curves
 
 

@@ -13,7 +13,7 @@ def test_confident_learning_by_hand():
     assert confident_learning(p, y).tolist() == [2]
     p[0] = np.nan
     assert confident_learning(p, y).tolist() == [2]
-    with pytest.raises(ValueError, match=r"\(7, 2\), \(3,\)"):
+    with pytest.raises(ValueError, match=r"\(7, 2\) and \(3,\)"):
         confident_learning(p, [0, 1, 0])
     assert len(confident_learning(np.zeros((0, 3)), [])) == 0
 
