@@ -42,6 +42,7 @@ USUAL_GAIN = 0.05
 # Laws of this form miss by about this share of the change that they predict, in runs of 24,000
 # steps; by more in shorter ones, which are further from any power law.
 MISFIT = 0.055
+MISFIT_POWER = -0.35  # it grows towards short runs as their steps to this power
 DOUBT = 1.7  # by how much more where the curves did not decide
 LEEWAY = 0.1  # of the curves' own spread: how far off a delay may be and still be believed
 # The share of the annealing's course that powers of the way travelled do not imitate: 0.13 for a
@@ -166,7 +167,8 @@ def fit(runs: Sequence[Run]) -> LossLaw:
     if not observed:
         raise ValueError("runs is empty: the law needs at least one observed run")
     reference = max(float(run.rates.max()) for run in observed)
-    longest = max(len(run.rates) for run in observed)
+    falling = [run for run in observed if run.rates[-1] < 0.99 * run.rates.max()]
+    longest = max(len(run.rates) for run in falling or observed)  # the delay shows where rates fall
     scale = max(float(run.rates.sum()) for run in observed) / reference
     delays = [max(1.0, float(share * longest)) for share in DELAYS]
     features = [Features.of(run.rates, reference, delays) for run in observed]
@@ -182,8 +184,9 @@ def fit(runs: Sequence[Run]) -> LossLaw:
     designs = np.stack([seen.design(delay, exponent, scale) for delay, exponent, _ in asked])
     solved = zip(*_solve(designs, losses), strict=True)
     fits = [(*each, *found) for each, found in zip(asked, solved, strict=True)]
-    undecided = not _separated(seen.travelled, seen.annealed[delays[int(prior.argmax())]])
-    misfit = MISFIT * (longest / USUAL_STEPS) ** -0.4 * (DOUBT if undecided else 1.0)
+    undecided = not _separated(seen.travelled, seen.annealed[delays[0]])  # before any is blurred
+    misfit = MISFIT * (min(longest, USUAL_STEPS) / USUAL_STEPS) ** MISFIT_POWER
+    misfit *= DOUBT if undecided else 1.0
     members, noise = _averaged(fits, losses)
     ends = tuple(float(f.travelled[-1]) for f in features)
     return LossLaw(reference, scale, noise, members, ends, misfit, undecided)
