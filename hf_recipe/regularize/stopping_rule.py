@@ -114,6 +114,7 @@ class StoppingRule:
             return False
         signed = -seen if self.greater_is_better else seen
         self.evaluations += 1
+        repeats = self._values[-1:] == [signed]
         self._values = [*self._values, signed][-KEPT:]
         error = _known(standard_error, "standard_error", math.nan)
         self._errors = [*self._errors, error if error >= 0 else math.nan][-KEPT:]
@@ -125,7 +126,9 @@ class StoppingRule:
         if signed < self._best:
             self._best, self.best_evaluation = signed, self.evaluations
         self._smooth = signed if self.evaluations == 1 else (self._smooth + signed) / 2
-        if self._smooth < self._counted - self.min_delta or self.evaluations == 1:
+        # A value that only repeats draws the smoothed curve nearer for ever: that is no gain.
+        gains = self._smooth < self._counted - self.min_delta and not repeats
+        if gains or self.evaluations == 1:
             self._counted, self._counted_at = self._smooth, self.evaluations
         turned = self._turned()
         if not turned:
