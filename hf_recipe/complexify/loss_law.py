@@ -43,7 +43,7 @@ USUAL_GAIN = 0.05
 # steps; by more in shorter ones, which are further from any power law.
 MISFIT = 0.055
 MISFIT_POWER = -0.35  # it grows towards short runs as their steps to this power
-DOUBT = 1.7  # by how much more where the curves did not decide
+DOUBT = 2.5  # by how much more where the curves did not decide
 LEEWAY = 0.1  # of the curves' own spread: how far off a delay may be and still be believed
 # The share of the annealing's course that powers of the way travelled do not imitate: 0.13 for a
 # lone cosine or linear decay, 0.4 to 0.7 for a plateau with a decay or a step.
