@@ -17,9 +17,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 CHUNK = 1 << 24  # elements of a temporary: 64 MB in single precision
 DOUBLE = 1 << 22  # more logits than these stay in single precision: their sums do not
 
@@ -39,10 +41,10 @@ def expected_initial_loss(
         logits: (rows, classes), (batch, length, classes) or, for segmentation, (batch, classes,
             height, width); torch, numpy or nested lists. Regression: also (rows,).
         labels: aligned with the logits (causal models: already shifted). Class indices of the
-            logits' shape without its class axis; floats of the logits' shape for
+            logits' shape without its class axis; numbers of the logits' shape for
             ``multi_label_classification`` and ``regression``.
         problem_type: as in a model's config; None: regression for one output, multi-label for
-            floats of the logits' shape, else single-label.
+            labels of the logits' shape, else single-label.
         groups: for each row (or batch and position) the cluster it belongs to; None: the
             sequence or image of (batch, ...) logits, else the row itself.
         ignore_index: class index that is not supervised (a NaN float label is not either).
@@ -73,25 +75,20 @@ def aligned(
     y = y.to(z.device)
     if problem_type is None:
         problem_type = _problem_type(z, y)
+    if problem_type not in PROBLEM_TYPES:
+        raise ValueError(
+            f"problem_type must be one of {', '.join(PROBLEM_TYPES)}; got {problem_type!r}"
+        )
+    z, y = _fitted(z, y, problem_type)
+    lead = z.shape[:-1]
     if problem_type == "single_label_classification":
-        if z.ndim == 4 and y.ndim == 3:
-            z = z.movedim(1, -1)
-        if y.shape != z.shape[:-1]:
-            raise ValueError(f"labels {tuple(y.shape)} do not fit logits {tuple(z.shape)}")
-        keep = (y != ignore_index).reshape(-1)
-        lead = y.shape
         y = y.reshape(-1).long()
+        keep = y != ignore_index
     else:
-        if z.ndim == 1 or y.ndim < z.ndim:
-            z = z.reshape(*y.shape, -1)
-        y = y.reshape(z.shape).double()
-        lead = z.shape[:-1]
-        y = y.reshape(-1, z.shape[-1])
+        y = y.reshape(-1, z.shape[-1]).double()
         keep = torch.isfinite(y).all(-1) & (y != ignore_index).all(-1)
     z = z.reshape(-1, z.shape[-1])
-    if groups is None:
-        groups = torch.arange(lead[0]).reshape(-1, *[1] * (len(lead) - 1)).expand(lead)
-    g = torch.as_tensor(groups).to(z.device).reshape(-1)
+    g = _clusters(groups, lead).to(z.device)
     z, y, g = z[keep], y[keep], torch.unique(g[keep], return_inverse=True)[1]
     if problem_type == "single_label_classification" and len(y):
         low, high = int(y.min()), int(y.max())
@@ -103,14 +100,53 @@ def aligned(
 def _problem_type(z: torch.Tensor, y: torch.Tensor) -> str:
     if z.ndim == 1 or z.shape[-1] == 1:
         return "regression"
-    if y.is_floating_point() and y.shape == z.shape:
+    if y.shape == z.shape:
         return "multi_label_classification"
     return "single_label_classification"
+
+
+def _fitted(
+    z: torch.Tensor, y: torch.Tensor, problem_type: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (..., K), and labels (...) of classes or (..., K) of independent outputs."""
+    wrong = ValueError(f"labels {tuple(y.shape)} do not fit logits {tuple(z.shape)}")
+    if problem_type == "single_label_classification":
+        if z.ndim == 4 and y.ndim == 3:
+            z = z.movedim(1, -1)
+        if y.shape == (*z.shape[:-1], 1):
+            y = y.squeeze(-1)
+        if y.shape != z.shape[:-1] or not z.ndim:
+            raise wrong
+        return z, y
+    outputs = 1 if z.ndim < 2 or (y.ndim < z.ndim and z.shape[-1] == 1) else z.shape[-1]
+    if not z.ndim or z.numel() != y.numel() or (y.ndim >= 2 and y.shape[-1] != outputs):
+        raise wrong
+    rows = z.shape if outputs == z.shape[-1] and z.ndim > 1 else (*z.shape, 1)
+    return z.reshape(rows), y.reshape(rows)
+
+
+def _clusters(groups: Any, lead: torch.Size) -> torch.Tensor:
+    """A number for each row's cluster: of `groups`, else of the row's sequence or image."""
+    if groups is None:
+        groups = torch.arange(lead[0])
+    elif not isinstance(groups, torch.Tensor):
+        groups = torch.as_tensor(np.unique(np.asarray(groups), return_inverse=True)[1])
+    found: torch.Tensor = groups
+    rows = math.prod(lead)
+    if found.numel() != rows and found.shape == lead[:1]:  # one for each sequence
+        found = found.reshape(-1, *[1] * (len(lead) - 1)).expand(lead)
+    if found.numel() != rows:
+        raise ValueError(f"groups {tuple(found.shape)} do not fit {rows} rows")
+    return found.reshape(-1)
 
 
 def _softmax(
     z: torch.Tensor, y: torch.Tensor, g: torch.Tensor, smoothing: float
 ) -> tuple[float, float]:
+    ruled_out = torch.isneginf(z).all(0)  # a vocabulary's padding: no class, unless a label says so
+    ruled_out[y] = False
+    if ruled_out.any():
+        z, y = z[:, ~ruled_out], (torch.cumsum(~ruled_out, 0) - 1)[y]
     rows, classes = z.shape
     normalizer = torch.logsumexp(z, -1).double().mean()
     p = torch.bincount(y, minlength=classes).double() / rows

@@ -15,19 +15,19 @@ not tell A from C, and the law says so: `LossLaw.undecided`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from hf_recipe.complexify.annealing import Features, rates_of, warmup_end
 from hf_recipe.instruments.mixture import quantiles
+from hf_recipe.instruments.numbers import numbers_of
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Run = tuple[Sequence[float], Sequence[float], Sequence[float]]
 
-KNOTS = 2048  # points at which a schedule's annealing is followed
 POINTS = 400  # observations of a run that enter the fit; more are averaged in groups
 FEWEST = 8
 EARLY = 0.06  # share of a run after its warm-up that no power law follows
@@ -42,7 +42,8 @@ USUAL_GAIN = 0.05
 # Laws of this form miss by about this share of the change that they predict, in runs of 24,000
 # steps; by more in shorter ones, which are further from any power law.
 MISFIT = 0.055
-DOUBT = 1.7  # by how much more where the curves did not decide
+MISFIT_POWER = -0.35  # it grows towards short runs as their steps to this power
+DOUBT = 2.5  # by how much more where the curves did not decide
 LEEWAY = 0.1  # of the curves' own spread: how far off a delay may be and still be believed
 # The share of the annealing's course that powers of the way travelled do not imitate: 0.13 for a
 # lone cosine or linear decay, 0.4 to 0.7 for a plateau with a decay or a step.
@@ -139,93 +140,6 @@ class LossLaw:
         return float(np.hypot(ahead, gain * row[2]))
 
 
-@dataclass(frozen=True)
-class Features:
-    """What the law sees of a schedule, at its knots.
-
-    Attributes:
-        knots: (knots,) step numbers, from 0 to the last.
-        travelled: (knots,) sum of the rates up to there, in units of the reference rate.
-        annealed: per delay, (knots,) fall of the rate so far that has been answered.
-    """
-
-    knots: Array
-    travelled: Array
-    annealed: dict[float, Array]
-
-    @classmethod
-    def of(cls, rates: Array, reference: float, delays: Sequence[float]) -> Features:
-        knots = np.unique(np.linspace(0, len(rates) - 1, min(KNOTS, len(rates))).round())
-        at = knots.astype(int)
-        travelled = np.cumsum(rates)[at] / reference
-        level = np.maximum(rates, _warmed(rates))[at] / reference  # a warm-up anneals nothing
-        drops = -np.diff(level, prepend=level[0])
-        answered = ((level[0] - level)[:, None] - _waiting(knots, drops, np.asarray(delays))).T
-        return cls(knots, travelled, dict(zip(delays, answered, strict=True)))
-
-    def at(self, steps: Array) -> Features:
-        """The same, at these steps."""
-        return Features(
-            steps,
-            np.interp(steps, self.knots, self.travelled),
-            {d: np.interp(steps, self.knots, values) for d, values in self.annealed.items()},
-        )
-
-    def end(self) -> Features:
-        """The same, at the end alone."""
-        last = {delay: values[-1:] for delay, values in self.annealed.items()}
-        return Features(self.knots[-1:], self.travelled[-1:], last)
-
-    def design(self, delay: float, exponent: float, scale: float) -> Array:
-        """(knots, 3): what floor, power and gain are multiplied by."""
-        travelled = np.maximum(self.travelled, 1e-9 * scale) / scale
-        ones = np.ones(len(self.knots))
-        return np.stack([ones, travelled**-exponent, -self.annealed[delay]], axis=1)
-
-
-def _waiting(knots: Array, drops: Array, delays: Array) -> Array:
-    """(knots, delays): of the drops so far, what has not yet been answered at each knot.
-
-    w[i] = w[i - 1] * exp(-(step between) / delay) + drop[i], as a sum of growing exponentials;
-    in stretches short enough that none of them overflows.
-    """
-    found = np.zeros((len(knots), len(delays)))
-    stretches = math.ceil((knots[-1] - knots[0]) / (300 * delays.min())) or 1
-    now, last = np.zeros(len(delays)), knots[0]
-    for part in np.array_split(np.arange(len(knots)), min(stretches, len(knots))):
-        since = (knots[part] - last)[:, None] / delays
-        grown = np.exp(since - since[0])
-        found[part] = np.exp(-since) * now + np.cumsum(drops[part][:, None] * grown, axis=0) / grown
-        now, last = found[part[-1]], knots[part[-1]]
-    return found
-
-
-def rates_of(learning_rates: Sequence[float]) -> Array:
-    """The rates as an array; raises ValueError where they are none."""
-    rates = np.asarray(learning_rates, dtype=float)
-    if rates.ndim != 1 or not len(rates):
-        raise ValueError("learning_rates must hold the rate of every step; got none")
-    if not np.all(np.isfinite(rates) & (rates >= 0)) or not rates.max() > 0:
-        raise ValueError("learning_rates must be finite, not negative, and not all zero")
-    return rates
-
-
-def _warmed(rates: Array) -> Array:
-    """The rate that a warm-up leads to, during it; 0 after it."""
-    end = warmup_end(rates)
-    level = np.zeros(len(rates))
-    level[:end] = rates[min(end, len(rates) - 1)]
-    return level
-
-
-def warmup_end(rates: Array) -> int:
-    """First step after which the rate no longer rises."""
-    rising = np.diff(rates) > 0
-    if not len(rising) or not rising[0]:
-        return 0
-    return int(len(rising) if rising.all() else rising.argmin())
-
-
 # -------------------------------------------------------------------- fitting
 
 
@@ -249,11 +163,12 @@ def fit(runs: Sequence[Run]) -> LossLaw:
     Raises:
         ValueError: no run, lengths that differ, steps beyond the rates, too few observations.
     """
-    if not len(runs):
-        raise ValueError("runs is empty: the law needs at least one observed run")
     observed = [_observed(number, run) for number, run in enumerate(runs)]
+    if not observed:
+        raise ValueError("runs is empty: the law needs at least one observed run")
     reference = max(float(run.rates.max()) for run in observed)
-    longest = max(len(run.rates) for run in observed)
+    falling = [run for run in observed if run.rates[-1] < 0.99 * run.rates.max()]
+    longest = max(len(run.rates) for run in falling or observed)  # the delay shows where rates fall
     scale = max(float(run.rates.sum()) for run in observed) / reference
     delays = [max(1.0, float(share * longest)) for share in DELAYS]
     features = [Features.of(run.rates, reference, delays) for run in observed]
@@ -269,8 +184,9 @@ def fit(runs: Sequence[Run]) -> LossLaw:
     designs = np.stack([seen.design(delay, exponent, scale) for delay, exponent, _ in asked])
     solved = zip(*_solve(designs, losses), strict=True)
     fits = [(*each, *found) for each, found in zip(asked, solved, strict=True)]
-    undecided = not _separated(seen.travelled, seen.annealed[delays[int(prior.argmax())]])
-    misfit = MISFIT * (longest / USUAL_STEPS) ** -0.4 * (DOUBT if undecided else 1.0)
+    undecided = not _separated(seen.travelled, seen.annealed[delays[0]])  # before any is blurred
+    misfit = MISFIT * (min(longest, USUAL_STEPS) / USUAL_STEPS) ** MISFIT_POWER
+    misfit *= DOUBT if undecided else 1.0
     members, noise = _averaged(fits, losses)
     ends = tuple(float(f.travelled[-1]) for f in features)
     return LossLaw(reference, scale, noise, members, ends, misfit, undecided)
@@ -286,12 +202,17 @@ def _joined(parts: list[Features]) -> Features:
 
 
 def _observed(number: int, run: Run) -> Observed:
-    rates = rates_of(run[0])
-    steps, losses = (np.asarray(part, dtype=float) for part in run[1:])
-    if steps.shape != losses.shape or steps.ndim != 1:
+    if not isinstance(run, (list, tuple)) or len(run) != 3:
         raise ValueError(
-            f"run {number}: one loss per observed step is needed; got {steps.shape} steps and "
-            f"{losses.shape} losses"
+            f"run {number} must be (learning rates of every step, observed steps, losses)"
+        )
+    rates = rates_of(run[0])
+    steps = numbers_of(run[1], f"run {number}: observed steps", axes=1)
+    losses = numbers_of(run[2], f"run {number}: losses", axes=1)
+    if steps.shape != losses.shape:
+        raise ValueError(
+            f"run {number}: one loss per observed step is needed; got {len(steps)} steps and "
+            f"{len(losses)} losses"
         )
     if len(steps) and not (steps.min() >= 0 and steps.max() <= len(rates)):
         raise ValueError(
@@ -354,7 +275,7 @@ def _averaged(
     independent = _independent(residuals[best])
     noise = max(float(np.sqrt(misfit[best])), 1e-9)
     # Exponents are weighed by noise alone; delays with leeway, since no delay is quite true.
-    systematic = LEEWAY * float(np.std(losses) / np.mean(np.abs(losses)))
+    systematic = LEEWAY * float(np.std(losses) / (np.mean(np.abs(losses)) or 1.0))
     table = misfit.reshape(-1, len(EXPONENTS))
     least = table.min(axis=1, keepdims=True)
     within = np.exp(-0.5 * independent * (table - least) / (misfit[best] + 1e-18))

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_recipe.complexify.loss_law import Features, LossLaw, fit
+from hf_recipe.complexify.annealing import Features
+from hf_recipe.complexify.loss_law import LossLaw, fit
 from hf_recipe.core.check import Measurement, State
 from hf_recipe.instruments.mixture import quantiles
 from hf_recipe.instruments.window import Window

@@ -37,7 +37,7 @@ def never_decays(
         return
     if not min(schedule.low, schedule.deepest) > high * schedule.peak * (1 + 1e-6):
         return
-    falls_later = schedule.beyond is not None and schedule.beyond < 0.98 * schedule.deepest
+    falls_later = schedule.beyond is not None and schedule.beyond < 0.999 * schedule.deepest
     still_falling = schedule.beyond is None and schedule.falling and schedule.steps >= 10
     if schedule.dropped or not (falls_later or still_falling):
         return
@@ -276,12 +276,15 @@ def judge_schedule(
 
     Args:
         learning_rates: the rate of every optimizer step of the run.
-        steps_per_epoch: optimizer steps in one pass over this data set.
+        steps_per_epoch: optimizer steps in one pass over this data set; 0: unknown.
         continuation: rates of the same scheduler past the run's end. Without it, a constant rate
             is taken as meant.
 
     Returns:
         Findings of schedule-never-decays, schedule-decays-early and warmup-too-long.
+
+    Raises:
+        ValueError: no rates, or rates that are negative or not finite.
     """
     schedule = summarise(learning_rates, steps_per_epoch, continuation=continuation)
     return [

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hf_recipe.core.check import Measurement
+from hf_recipe.instruments.numbers import number_of, numbers_of
 
 SAMPLES = 256  # points of the planned schedule that are stored
 SPENT = 0.01  # of the peak: what is left there moves nothing
@@ -23,14 +24,15 @@ class ScheduleSummary(Measurement):
     """A run's planned learning rates. Steps count from 0; shares are of the run's steps.
 
     Attributes:
-        steps, steps_per_epoch: optimizer steps of the run, and of one pass over this data set.
+        steps, steps_per_epoch: optimizer steps of the run, and of one pass over this data set (0:
+            unknown).
         rows_per_step: rows that one optimizer step sees; 0: unknown.
         peak: highest rate of the run.
         declared_peak: highest rate, counting what comes after the run if it ends while rising.
         warmup_steps: steps before 99 % of the declared peak, which may lie after the run.
         final, low: last rate, and the lowest one in the last tenth of the run.
         deepest: lowest rate after the peak, anywhere in the run.
-        falling: whether the rate still falls, continuously, at the last step.
+        falling: whether the rate still falls, continuously, over the last steps.
         beyond: lowest rate after the run; None: not simulated.
         next_fall: step at which the rate falls under half of its peak after the run; None: never.
         horizonless: whether the rate falls ever more slowly, as an inverse square root does.
@@ -67,9 +69,12 @@ class ScheduleSummary(Measurement):
 
     def place(self, step: int) -> str:
         """A step, also in epochs of this data set and in samples seen."""
-        epochs = f"epoch {step / max(1, self.steps_per_epoch):.3g}"
-        samples = f", {step * self.rows_per_step:,} samples" if self.rows_per_step else ""
-        return f"step {step:,} ({epochs}{samples})"
+        places = []
+        if self.steps_per_epoch:
+            places.append(f"epoch {step / self.steps_per_epoch:.3g}")
+        if self.rows_per_step:
+            places.append(f"{step * self.rows_per_step:,} samples")
+        return f"step {step:,}" + (f" ({', '.join(places)})" if places else "")
 
 
 Rates = np.ndarray[Any, np.dtype[np.float64]]
@@ -84,18 +89,26 @@ def summarise(
 ) -> ScheduleSummary:
     """Reduce the rate of every planned step, and of steps past the end, to a summary.
 
+    Past the end a rate may be negative, as of a linear one that is not told to stop at 0: it is
+    over there.
+
     Raises:
-        ValueError: no steps, or a rate that is negative or not finite.
+        ValueError: no steps, a rate that is negative or not finite, or no number of steps.
     """
-    rates = np.asarray(learning_rates, dtype=float)
-    later = np.asarray([] if continuation is None else continuation, dtype=float)
-    for name, values in (("learning_rates", rates), ("continuation", later)):
-        if not np.all(np.isfinite(values) & (values >= 0)):
-            raise ValueError(f"{name} must be finite and not negative")
+    rates = numbers_of(learning_rates, "learning_rates", axes=1)
+    later = numbers_of([] if continuation is None else continuation, "continuation", axes=1)
+    if not np.all(np.isfinite(rates) & (rates >= 0)):
+        raise ValueError("learning_rates must be finite and not negative")
+    if not np.all(np.isfinite(later)):
+        raise ValueError("continuation must be finite")
     if not len(rates):
         raise ValueError("learning_rates is empty: the rate of every planned step is needed")
+    per_epoch = number_of(steps_per_epoch, "steps_per_epoch")
+    if not (per_epoch >= 0 and np.isfinite(per_epoch)):
+        raise ValueError(f"steps_per_epoch must be finite, 0 or more; got {steps_per_epoch}")
+    later = np.maximum(later, 0.0)
     steps, peak = len(rates), float(rates.max())
-    top = int((rates >= 0.99 * peak).argmax())
+    top = _crest(rates)
     rising = steps == 1 or rates[-1] > rates[-2] or peak == 0
     ahead = float(later.max()) if len(later) and rising and rates[-1] >= peak else 0.0
     declared = max(peak, ahead)
@@ -106,7 +119,7 @@ def summarise(
     every = -(-steps // SAMPLES)
     return ScheduleSummary(
         steps=steps,
-        steps_per_epoch=int(steps_per_epoch),
+        steps_per_epoch=round(per_epoch),
         rows_per_step=rows_per_step,
         peak=peak,
         declared_peak=declared,
@@ -114,7 +127,7 @@ def summarise(
         final=float(rates[-1]),
         low=float(rates[-max(1, steps // 10) :].min()),
         deepest=float(rates[top:].min()),
-        falling=steps > 1 and bool(rates[-1] < rates[-2] * (1 - 1e-9)),
+        falling=steps > 2 and bool((np.diff(rates[-3:]) < -1e-9 * peak).all()),
         beyond=float(later.min()) if len(later) else None,
         next_fall=steps + int(under[0]) if len(under) and peak > 0 else None,
         horizonless=_slows(np.concatenate([rates[top:], later])),
@@ -126,6 +139,11 @@ def summarise(
         every=every,
         planned=tuple(float(rate) for rate in rates[::every]),
     )
+
+
+def _crest(rates: Rates) -> int:
+    """The first step at the peak; a later one may be higher by rounding alone."""
+    return int((rates >= (1 - 1e-6) * rates.max()).argmax())
 
 
 def _trailing(flags: np.ndarray[Any, np.dtype[np.bool_]]) -> int:
@@ -148,15 +166,15 @@ def _slows(rates: Rates) -> bool:
     """Whether the logarithm of the rate falls ever more slowly: a power law, with no horizon."""
     at = np.unique(np.linspace(0, len(rates) - 1, 33).astype(int))
     points = rates[at]
-    if len(points) < 9 or not points.min() > 0:
+    if len(points) < 5 or not points.min() > 0:
         return False
     falls = -np.diff(np.log(points)) / np.diff(at)
-    return bool((falls > 0).all() and (falls[1:] < falls[:-1] * 0.999).mean() > 0.9)
+    return bool((falls > 0).all() and (falls[1:] < falls[:-1] * (1 - 1e-5)).mean() > 0.9)
 
 
 def _mirrored(rates: Rates) -> int:
     """Steps after the first low point, if the rate climbs back the way it came down."""
-    top = int(rates.argmax())
+    top = _crest(rates)
     path = rates[top:]
     peak = rates.max()
     rises = np.flatnonzero(np.diff(path) > 1e-9 * peak)

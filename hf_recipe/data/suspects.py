@@ -14,20 +14,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hf_recipe.instruments.numbers import numbers_of, plain
+
 CHUNK = 65_536
 HABIT = 3.0  # Poisson deviations beyond an even spread from which a confusion is a habit
-FEWEST = 20  # rows of a class whose median is known well enough to centre by
+FEWEST = 10  # confirmed rows of a class whose median is known well enough to centre by
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 
 def confident_learning(probabilities: Any, labels: Any) -> Integers:
-    """Rows whose label another class confidently contradicts, worst first.
+    """Rows whose label another class contradicts, worst first: as many as seem to be wrong.
 
-    A class's threshold is its mean probability among the rows that carry it. A row is a suspect
-    when, among the classes at or above their own threshold, the likeliest is not its label, and
-    its label is not the likeliest of all (Northcutt et al. 2021, arXiv:1911.00068).
+    A class's threshold is its mean probability among the rows that carry it, and a row is counted
+    for the likeliest of the classes at or above their own. The share of a class's counted rows
+    that go to another class, times all of its rows, is its number of wrong labels (Northcutt et
+    al. 2021, arXiv:1911.00068). Of the rows whose label is not the likeliest class, so many are
+    suspects.
 
     Args:
         probabilities: (rows, classes), out of sample; rows that hold NaN are left out.
@@ -39,11 +43,7 @@ def confident_learning(probabilities: Any, labels: Any) -> Integers:
     Raises:
         ValueError: shapes that do not fit.
     """
-    p, y = np.asarray(probabilities), np.asarray(labels).astype(np.int64)
-    if p.ndim != 2 or y.shape != (len(p),):
-        raise ValueError(
-            f"expected probabilities (rows, classes) and labels (rows,); got {p.shape}, {y.shape}"
-        )
+    p, y = _probabilities(probabilities, labels)
     rows, classes = p.shape
     usable = (y >= 0) & (y < classes)
     own = np.full(rows, np.nan)
@@ -53,25 +53,39 @@ def confident_learning(probabilities: Any, labels: Any) -> Integers:
     sums = np.bincount(y[usable], weights=own[usable], minlength=classes)
     # a class that no row carries has no threshold: nothing is confidently in it
     thresholds = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
-    flagged, margins = [], []
+    kept, moved = np.zeros(classes), np.zeros(classes)  # rows counted for their label, for another
+    contradicted, margins = [], []
     for start in range(0, rows, CHUNK):
-        part, label = p[start : start + CHUNK], y[start : start + CHUNK]
-        good = np.flatnonzero(usable[start : start + CHUNK])
-        part, label = part[good], label[good]
-        confident = np.where(part >= thresholds - 1e-12, part, -np.inf)
-        if not len(part):
+        good = start + np.flatnonzero(usable[start : start + CHUNK])
+        if not len(good):
             continue
+        part, label = p[good], y[good]
+        confident = np.where(part >= thresholds - 1e-12, part, -np.inf)
         guess = confident.argmax(axis=1)
         there = np.isfinite(confident[np.arange(len(part)), guess])
-        found = np.flatnonzero(there & (guess != label) & (part.argmax(axis=1) != label))
-        others = part[found].astype(np.float64)
-        others[np.arange(len(found)), label[found]] = -np.inf
-        margins.append(own[start + good[found]] - others.max(axis=1, initial=-np.inf))
-        flagged.append(start + good[found])
-    if not flagged:
+        kept += np.bincount(label[there & (guess == label)], minlength=classes)
+        moved += np.bincount(label[there & (guess != label)], minlength=classes)
+        against = np.flatnonzero(part.argmax(axis=1) != label)
+        contradicted.append(good[against])
+        margins.append(own[good[against]] - part[against].max(axis=1, initial=-np.inf))
+    if not contradicted:
         return np.zeros(0, dtype=np.int64)
-    suspects, margin = np.concatenate(flagged), np.concatenate(margins)
-    return suspects[np.argsort(margin, kind="stable")].astype(np.int64)
+    wrong = round(float((counts * moved / (np.maximum(kept, 1) + moved)).sum()))
+    suspects = np.concatenate(contradicted)
+    return suspects[np.argsort(np.concatenate(margins), kind="stable")[:wrong]].astype(np.int64)
+
+
+def _probabilities(probabilities: Any, labels: Any) -> tuple[Any, Integers]:
+    """Both as arrays; -1 stands for a label that is none."""
+    p, given = np.asarray(plain(probabilities)), numbers_of(labels, "labels", axes=1)
+    if p.ndim != 2 and not given.size and not p.size:
+        p = p.reshape(0, 1)
+    if p.ndim != 2 or given.shape != (len(p),) or p.dtype.kind not in "fiub":
+        raise ValueError(
+            "expected probabilities (rows, classes) and labels (rows,); got shapes "
+            f"{p.shape} and {given.shape}"
+        )
+    return p, np.where(np.isfinite(given), given, -1).astype(np.int64)
 
 
 def margin_scores(margins: Any, labels: Any = None) -> Floats:
@@ -83,8 +97,8 @@ def margin_scores(margins: Any, labels: Any = None) -> Floats:
     Args:
         margins: (epochs, rows): logit of the row's label minus the largest other logit, when the
             row was trained on in that epoch; NaN where it was not seen.
-        labels: (rows,) class numbers; with them, margins are compared within a class, so that a
-            rare or hard class is not suspect as a whole.
+        labels: (rows,) class numbers; with them, a rare or hard class, whose confirmed rows have
+            smaller margins too, is not suspect as a whole.
 
     Returns:
         (rows,) scores; NaN for a row that was never seen.
@@ -92,9 +106,7 @@ def margin_scores(margins: Any, labels: Any = None) -> Floats:
     Raises:
         ValueError: shapes that do not fit.
     """
-    m = np.asarray(margins, dtype=np.float64)
-    if m.ndim != 2:
-        raise ValueError(f"expected margins (epochs, rows); got {m.shape}")
+    m = numbers_of(margins, "margins (epochs, rows)", axes=2)
     half = m[: max(1, -(-len(m) // 2))]
     seen = ~np.isnan(half)
     half_scores = _mean(half, seen)
@@ -103,7 +115,7 @@ def margin_scores(margins: Any, labels: Any = None) -> Floats:
         half_scores[late] = _mean(m[:, late], ~np.isnan(m[:, late]))
     scores = -half_scores
     if labels is not None:
-        y = np.asarray(labels)
+        y = np.asarray(plain(labels))
         if y.shape != scores.shape:
             raise ValueError(f"expected labels ({len(scores)},); got {y.shape}")
         scores = _within_class(scores, y)
@@ -143,11 +155,16 @@ def _mean(values: Floats, seen: npt.NDArray[np.bool_]) -> Floats:
 
 
 def _within_class(scores: Floats, labels: npt.NDArray[Any]) -> Floats:
-    """Scores minus their class's median, plus the median of all."""
+    """Scores as if all classes were as hard, halfway.
+
+    How hard a class is, the margins of its confirmed rows tell. Halfway, since a class with more
+    wrong labels is learnt worse, too: its rows are rightly the likelier to be wrong.
+    """
     centred = scores.copy()
-    everything = np.nanmedian(scores) if np.isfinite(scores).any() else 0.0
+    confirmed = scores < 0
+    usual = np.median(scores[confirmed]) if confirmed.any() else 0.0
     for label in np.unique(labels):
-        inside = (labels == label) & np.isfinite(scores)
-        if inside.sum() >= FEWEST:
-            centred[inside] += everything - np.median(scores[inside])
+        inside = labels == label
+        if (inside & confirmed).sum() >= FEWEST:
+            centred[inside] += (usual - np.median(scores[inside & confirmed])) / 2
     return centred

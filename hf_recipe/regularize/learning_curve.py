@@ -21,6 +21,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import t as student
 
+from hf_recipe.instruments.numbers import number_of, numbers_of
+
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 FEWEST_SIZES = 3
@@ -78,9 +80,10 @@ class LearningCurve:
         Raises:
             ValueError: a size that is not positive and finite.
         """
-        if not (np.isfinite(size) and size > 0):
+        rows = number_of(size, "size")
+        if not (np.isfinite(rows) and rows > 0):
             raise ValueError(f"size must be a positive number of rows; got {size}")
-        ratio = float(size) / self.largest
+        ratio = rows / self.largest
         centres, widths = [], []
         for power in self.powers:
             row = np.array([1.0, ratio**-power.exponent])
@@ -119,9 +122,9 @@ def fit(sizes: Sequence[float], losses: Sequence[float]) -> LearningCurve:
         ValueError: lengths that differ, sizes that are not positive, negative losses, or fewer
             than three different sizes.
     """
-    n, y = np.asarray(sizes, dtype=float), np.asarray(losses, dtype=float)
-    if n.shape != y.shape or n.ndim != 1:
-        raise ValueError(f"one loss per size is needed; got {n.shape} sizes, {y.shape} losses")
+    n, y = numbers_of(sizes, "sizes", axes=1), numbers_of(losses, "losses", axes=1)
+    if n.shape != y.shape:
+        raise ValueError(f"one loss per size is needed; got {len(n)} sizes, {len(y)} losses")
     if not np.all(np.isfinite(n) & (n > 0)):
         raise ValueError("sizes must be positive and finite")
     kept = np.isfinite(y)

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from hf_recipe.instruments.numbers import number_of
+
 KEPT = 64  # evaluations whose values are remembered
 
 
@@ -101,17 +103,22 @@ class StoppingRule:
                 curve shows its own scatter, which on the same rows is usually smaller.
             schedule_fraction: share of the run's whole decay of the learning rate that is over;
                 1.0 or None for a constant rate.
+
+        Raises:
+            ValueError: one of them is no number.
         """
-        if not math.isfinite(value):
+        seen = number_of(value, "value")
+        if not math.isfinite(seen):
             self.invalid += 1
             self.reason = f"the metric was not finite in {self.invalid} evaluations"
             return False
-        signed = -float(value) if self.greater_is_better else float(value)
+        signed = -seen if self.greater_is_better else seen
         self.evaluations += 1
+        repeats = self._values[-1:] == [signed]
         self._values = [*self._values, signed][-KEPT:]
-        error = math.nan if standard_error is None else float(standard_error)
-        self._errors = [*self._errors, error][-KEPT:]
-        done = 1.0 if schedule_fraction is None else float(schedule_fraction)
+        error = _known(standard_error, "standard_error", math.nan)
+        self._errors = [*self._errors, error if error >= 0 else math.nan][-KEPT:]
+        done = min(max(_known(schedule_fraction, "schedule_fraction", 1.0), 0.0), 1.0)
         self._stands = self.evaluations > 1 and done <= self._done + 1e-9
         self._done = done
         self._still += done <= 1e-9
@@ -119,7 +126,9 @@ class StoppingRule:
         if signed < self._best:
             self._best, self.best_evaluation = signed, self.evaluations
         self._smooth = signed if self.evaluations == 1 else (self._smooth + signed) / 2
-        if self._smooth < self._counted - self.min_delta or self.evaluations == 1:
+        # A value that only repeats draws the smoothed curve nearer for ever: that is no gain.
+        gains = self._smooth < self._counted - self.min_delta and not repeats
+        if gains or self.evaluations == 1:
             self._counted, self._counted_at = self._smooth, self.evaluations
         turned = self._turned()
         if not turned:
@@ -200,6 +209,12 @@ class StoppingRule:
             setattr(rule, key, math.inf if value is None else value)
         rule._errors = [math.nan if e is None else float(e) for e in state["errors"]]
         return rule
+
+
+def _known(value: Any, name: str, otherwise: float) -> float:
+    """`value` as a float; `otherwise` where it is None or NaN."""
+    known = otherwise if value is None else number_of(value, name)
+    return otherwise if math.isnan(known) else known
 
 
 def line(values: Sequence[float]) -> tuple[float, float, float]:

@@ -135,7 +135,7 @@ def _edges(study: Study, surface: Sequence[Effect]) -> Iterator[checks.EdgePress
         at = study.places[crowd, j]
         numbers = levels(parameter)
         tried = study.places[rows, j]
-        known = np.isfinite(at).all() and "normal" not in parameter.distribution
+        known = np.isfinite(at).all() and not parameter.distribution.endswith(("normal", "beta"))
         if not known or np.ptp(tried[np.isfinite(tried)]) == 0 or 0 < len(numbers) < 4:
             continue
         ends = (

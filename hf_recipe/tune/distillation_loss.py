@@ -177,7 +177,16 @@ def chunked_loss(
     Returns:
         The loss, and the divergence and cross-entropy by themselves (without gradient).
     """
+    student_hidden, student_weight, teacher_hidden, teacher_weight, labels = (
+        torch.as_tensor(given)
+        for given in (student_hidden, student_weight, teacher_hidden, teacher_weight, labels)
+    )
+    student_bias, teacher_bias = (
+        None if bias is None else torch.as_tensor(bias) for bias in (student_bias, teacher_bias)
+    )
     _check_shapes(student_hidden, student_weight, teacher_hidden, teacher_weight, labels)
+    _check_bias("student", student_bias, student_weight)
+    _check_bias("teacher", teacher_bias, teacher_weight)
     shared = shared_classes(student_weight.shape[0], teacher_weight.shape[0], vocabulary)
     if shared < student_weight.shape[0]:
         student_weight = student_weight[:shared]
@@ -297,6 +306,14 @@ def rows_of_a_chunk(vocabulary: int, device: torch.device) -> int:
     return max(1, elements // max(1, vocabulary))
 
 
+def _check_bias(who: str, bias: Tensor | None, weight: Tensor) -> None:
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"{who}_bias must be ({weight.shape[0]},), one entry for each row of {who}_weight; "
+            f"got {tuple(bias.shape)}"
+        )
+
+
 def _check_shapes(
     student_hidden: Tensor,
     student_weight: Tensor,
@@ -308,10 +325,10 @@ def _check_shapes(
         ("student", student_hidden, student_weight),
         ("teacher", teacher_hidden, teacher_weight),
     ):
-        if weight.ndim != 2 or hidden.shape[-1] != weight.shape[1]:
+        if weight.ndim != 2 or not hidden.ndim or hidden.shape[-1] != weight.shape[1]:
             raise ValueError(
-                f"{who}_weight must be (vocabulary, {hidden.shape[-1]}) for hidden states of that "
-                f"width; got {tuple(weight.shape)}"
+                f"{who}_weight must be (vocabulary, width) for hidden states (..., width); got "
+                f"{tuple(weight.shape)} and {tuple(hidden.shape)}"
             )
         if hidden.shape[:-1] != labels.shape:
             raise ValueError(

@@ -74,6 +74,12 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise ValueError(f"logit_scale must be finite; got {self.scale}")
+        if self.softcap is not None and not self.softcap > 0:
+            raise ValueError(f"softcap must be positive, or None; got {self.softcap}")
+
     def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: Any) -> Tensor:
         """The logits (..., vocabulary) of hidden states (..., width), in a buffer of their own."""
         product = F.linear(hidden, weight, bias).to(dtype)
@@ -92,6 +98,12 @@ class Head:
 
 def _log_softmax_(logits: Tensor) -> Tensor:
     return logits.sub_(torch.logsumexp(logits, dim=-1, keepdim=True))
+
+
+def _relative_log_softmax_(logits: Tensor) -> Tensor:
+    """log(classes * softmax): over a large vocabulary these are small, and keep more digits."""
+    logits.sub_(logits.amax(-1, keepdim=True))
+    return logits.sub_(logits.exp().mean(-1, keepdim=True).log_())
 
 
 def soft_rows(
@@ -121,7 +133,7 @@ def _soft_block(
     if temperature != 1.0:
         student.div_(temperature)
         teacher.div_(temperature)
-    log_q, log_p = _log_softmax_(student), _log_softmax_(teacher)
+    log_q, log_p = _relative_log_softmax_(student), _relative_log_softmax_(teacher)
     if bounded:
         lowest = torch.finfo(log_q.dtype).min / 4
         log_q.clamp_(min=lowest)
@@ -133,20 +145,32 @@ def _soft_block(
         "skewed_kl": _skewed_kl,
     }[objective.kind]
     values, gradient = rows(log_q, log_p, objective)
-    return values.mul_(temperature**2), gradient.mul_(temperature)
+    classes = student.shape[-1]
+    return values.mul_(temperature**2 / classes), gradient.mul_(temperature / classes)
+
+
+# In the four below p and q are the probabilities times the number of classes, of mean 1.
+# Each value takes the mass of both distributions along, as Bregman's form of the divergence,
+# sum p log(p / q) - p + q, does. Exactly, both masses are the same and this adds nothing; but the
+# logarithm of a sum is off by its rounding, which would go into a small divergence whole: so it
+# cancels.
 
 
 def _forward_kl(log_q: Tensor, log_p: Tensor, _: Objective) -> tuple[Tensor, Tensor]:
     p = log_p.exp()
     values = log_p.sub_(log_q).mul_(p).sum(-1)
-    return values, log_q.exp_().sub_(p)
+    gradient = log_q.exp_().sub_(p)
+    return values.add_(gradient.sum(-1)), gradient
 
 
 def _reverse_kl(log_q: Tensor, log_p: Tensor, _: Objective) -> tuple[Tensor, Tensor]:
+    p = log_p.exp()
     ratio = log_p.neg_().add_(log_q)
     q = log_q.exp_()
-    values = (q * ratio).sum(-1)
-    return values, ratio.sub_(values.unsqueeze(-1)).mul_(q)
+    values = p.sub_(q).sum(-1)
+    inner = torch.mul(q, ratio, out=p)
+    values.add_(inner.sum(-1))
+    return values, ratio.sub_(inner.mean(-1, keepdim=True)).mul_(q)
 
 
 def _jsd(log_q: Tensor, log_p: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
@@ -154,11 +178,12 @@ def _jsd(log_q: Tensor, log_p: Tensor, objective: Objective) -> tuple[Tensor, Te
     log_m = _log_mixture(log_p, log_q, beta)
     p = log_p.exp()
     values = log_p.sub_(log_m).mul_(p).sum(-1).mul_(beta)
-    q = torch.exp(log_q, out=p)
+    q = torch.exp(log_q, out=log_p)
     ratio = log_q.sub_(log_m)
-    inner = torch.mul(q, ratio, out=log_m).sum(-1)
-    values.add_(inner, alpha=1 - beta)
-    return values, ratio.sub_(inner.unsqueeze(-1)).mul_(q).mul_(1 - beta)
+    values.add_(log_m.exp_().sub_(q).sub_(p.sub_(q), alpha=beta).sum(-1))
+    inner = torch.mul(q, ratio, out=p)
+    values.add_(inner.sum(-1), alpha=1 - beta)
+    return values, ratio.sub_(inner.mean(-1, keepdim=True)).mul_(q).mul_(1 - beta)
 
 
 def _skewed_kl(log_q: Tensor, log_p: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
@@ -166,9 +191,10 @@ def _skewed_kl(log_q: Tensor, log_p: Tensor, objective: Objective) -> tuple[Tens
     log_m = _log_mixture(log_p, log_q, skew)
     p = log_p.exp()
     log_ratio = log_p.sub_(log_m)
-    values = p.mul_(log_ratio).sum(-1)
+    values = log_m.exp_().sub_(p).sum(-1)
+    values.add_(p.mul_(log_ratio).sum(-1))
     q, ratio = log_q.exp_(), log_ratio.exp_()
-    inner = torch.mul(q, ratio, out=log_m).sum(-1, keepdim=True)
+    inner = torch.mul(q, ratio, out=log_m).mean(-1, keepdim=True)
     return values, ratio.sub_(inner).mul_(q).mul_(skew - 1)
 
 

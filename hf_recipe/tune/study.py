@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_recipe.instruments.numbers import number_of, numbers_of
 from hf_recipe.tune.space import Parameter, parameters_of
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -99,11 +100,11 @@ def read_study(
         ValueError: no trials, a trial without params or with an unknown state, a space that makes
             no sense.
     """
-    if not len(trials):
-        raise ValueError("trials is empty: there is no study to look at")
     sign = -1.0 if greater_is_better else 1.0
     parameters = tuple(p for p in parameters_of(space) if p.varies)
     read = [_trial(i, trial, sign) for i, trial in enumerate(trials)]
+    if not read:
+        raise ValueError("trials is empty: there is no study to look at")
     kept = tuple(trial for trial in read if trial is not None)
     places = np.full((len(kept), len(parameters)), np.nan)
     for j, parameter in enumerate(parameters):
@@ -122,19 +123,19 @@ def _trial(number: int, trial: Mapping[str, Any], sign: float) -> Trial | None:
         return None
     if state not in (*COMPLETE, *FAILED):
         raise ValueError(f"trial {number}: state must be 'complete' or 'failed'; got {state!r}")
-    value = trial.get("value")
-    if value is not None and (isinstance(value, (bool, str)) or not _is_number(value)):
+    value, curve, seed = (trial.get(key) for key in ("value", "curve", "seed"))
+    if isinstance(value, (bool, str)):
         raise ValueError(f"trial {number}: value must be a number or None; got {value!r}")
-    good = state in COMPLETE and value is not None and math.isfinite(float(value))
-    curve = tuple(sign * float(v) if v is not None else math.nan for v in trial.get("curve") or ())
-    seed = trial.get("seed")
+    score = math.nan if value is None else sign * number_of(value, f"trial {number}: value")
+    good = state in COMPLETE and math.isfinite(score)
+    points = numbers_of(() if curve is None else curve, f"trial {number}: curve", axes=1)
     return Trial(
         number=int(trial.get("number", number)),
         params=dict(flat(trial["params"])),
-        score=sign * float(value) if good and value is not None else math.nan,
+        score=score if good else math.nan,
         failed=not good,
-        seed=None if seed is None else int(seed),
-        curve=curve,
+        seed=None if seed is None else int(number_of(seed, f"trial {number}: seed")),
+        curve=tuple((sign * points).tolist()),
     )
 
 

@@ -138,3 +138,32 @@ def test_faults_lie_beyond_four_errors(fault):
     seen = {"sum": loss * len(y), "negated": -loss, "wrong scale": loss / 4}.get(fault, loss)
     expected, error = expected_initial_loss(z, y)
     assert abs(seen - expected) > 4 * error + 0.005 * expected
+
+
+def test_classes_that_are_ruled_out_do_not_count():
+    """A vocabulary padded with minus infinity gives what the vocabulary gives."""
+    torch.manual_seed(0)
+    z, y = torch.randn(200, 7), torch.randint(0, 7, (200,))
+    walls = torch.full((200, 3), -math.inf)
+    assert expected_initial_loss(torch.cat([walls, z, walls], 1), y + 3) == pytest.approx(
+        expected_initial_loss(z, y)
+    )
+
+
+def test_groups_may_be_names_and_one_for_each_sequence():
+    torch.manual_seed(0)
+    z, y = torch.randn(8, 6, 5), torch.randint(0, 5, (8, 6))
+    by_default = expected_initial_loss(z, y)
+    assert expected_initial_loss(z, y, groups=[f"sequence {i}" for i in range(8)]) == by_default
+    assert expected_initial_loss(z, y, groups=torch.arange(8)[:, None].expand(8, 6)) == by_default
+
+
+def test_labels_of_the_logits_shape_are_multi_label_in_any_dtype():
+    torch.manual_seed(0)
+    z = torch.randn(50, 4)
+    y = z + torch.randn(50, 4) > 0
+    answers = [expected_initial_loss(z, labels) for labels in (y, y.long(), y.float())]
+    assert answers[0] == answers[1] == answers[2]
+    assert expected_initial_loss(z, y.long().argmax(1)[:, None]) == expected_initial_loss(
+        z, y.long().argmax(1)
+    )

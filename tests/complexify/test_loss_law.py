@@ -7,7 +7,8 @@ Kairong Luo): Llama-style models of 25M and 100M parameters under nine schedules
 import numpy as np
 import pytest
 
-from hf_recipe.complexify.loss_law import fit, warmup_end
+from hf_recipe.complexify.annealing import warmup_end
+from hf_recipe.complexify.loss_law import fit
 from scripts.benchmark_loss_law import CURVES, FITS, measure, read_curves
 
 
@@ -117,3 +118,41 @@ def test_a_level_that_is_none_is_named():
     run, _ = quadratic(schedule("wsd", 600), 0.001, 1)
     with pytest.raises(ValueError, match="level"):
         fit([run]).interval(run[0], level=80)
+
+
+@pytest.mark.parametrize("steps", [300, 1000, 24_000])
+@pytest.mark.parametrize("shape", ["cosine", "linear", "a cosine to a tenth"])
+def test_a_lone_decay_is_undecided_at_any_length(shape, steps):
+    """A short run's delay is a large share of it, and blurs the decay: that separates nothing."""
+    at = np.arange(steps)
+    down = 1 - at / steps if shape == "linear" else 0.5 + 0.5 * np.cos(np.pi * at / steps)
+    rates = 1e-3 * np.minimum(1, (at + 1) / (0.05 * steps)) * down
+    if shape == "a cosine to a tenth":
+        rates = 1e-4 + 0.9 * rates
+    seen = np.arange(steps // 20, steps, steps // 100)
+    losses = 2 + (np.cumsum(rates)[seen] / rates.sum()) ** -0.5
+    assert fit([(rates, seen, losses)]).undecided
+
+
+def test_a_longer_constant_run_beside_a_decay_does_not_stretch_its_delay():
+    """The delay shows where the rate falls: a constant run of three times the length has none."""
+    warm = np.minimum(1, (np.arange(72_000) + 1) / 2000)
+    decay = warm[:24_000] * np.minimum(1, (24_000 - np.arange(24_000)) / 4000)
+    delay = 900.0
+
+    def losses(rates, seen):
+        annealed = np.zeros(len(rates))
+        for step in range(1, len(rates)):
+            fall = max(rates[step - 1] - rates[step], 0.0)
+            annealed[step] = annealed[step - 1] * np.exp(-1 / delay) + fall
+        answered = np.cumsum(np.maximum(-np.diff(rates, prepend=rates[0]), 0)) - annealed
+        return 2.5 + 0.3 * (np.cumsum(rates)[seen] / 1e4) ** -0.5 - 0.13 * answered[seen]
+
+    runs = []
+    for rates in (warm, decay):
+        seen = np.arange(3000, len(rates), len(rates) // 200)
+        runs.append((rates, seen, losses(rates, seen)))
+    law = fit(runs)
+    mean = sum(member.weight * member.delay for member in law.members)
+    assert 600 < mean < 1300
+    assert law.predict(decay)[-1] == pytest.approx(losses(decay, [23_999])[0], rel=2e-3)

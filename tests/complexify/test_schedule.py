@@ -89,6 +89,37 @@ def test_a_rate_of_zero_is_no_matter_of_the_schedule():
     assert judge_schedule([0.0], 10) == []
 
 
+@pytest.mark.parametrize("steps", [50, 90, 313])
+def test_a_cosine_of_several_waves_is_seen_whatever_its_rounding(steps):
+    waves = lambda o: torch_schedules.CosineAnnealingLR(o, round(steps / 4))  # noqa: E731
+    assert names(waves, steps) == names(waves, steps, see=False) == {EARLY}
+
+
+@pytest.mark.parametrize("timescale", [50, 1000, 10_000])
+@pytest.mark.parametrize("warm", [0, 20, 160])
+def test_an_inverse_root_has_no_horizon_however_slow(timescale, warm):
+    slow = lambda o: hf.get_inverse_sqrt_schedule(o, warm, timescale=timescale)  # noqa: E731
+    for steps in (12, 30, 640):
+        assert names(slow, steps, see=False) <= {WARMUP}
+        assert names(slow, steps) <= {WARMUP}
+
+
+def test_a_plateau_that_drops_at_the_last_step_is_no_unfinished_decay():
+    for factor in (0.8, 0.95):
+        assert judge_schedule([1.0] * 40 + [factor] * 19 + [factor**2], 10) == []
+
+
+def test_a_decay_ninety_times_too_long_is_seen_soon_after_the_end():
+    run, later = plan(lambda o: torch_schedules.CosineAnnealingLR(o, 90 * 100), 100, beyond=1)
+    assert {f.check for f in judge_schedule(run, 10, continuation=later)} == {NEVER}
+
+
+def test_an_unknown_number_of_steps_per_epoch_goes_unsaid():
+    (finding,) = judge_schedule([1 - i / 920 for i in range(920)] + [0.0] * 80, 0)
+    assert "epoch" not in finding.message
+    assert "step 1,000" in finding.message
+
+
 def test_bad_rates_are_refused():
     with pytest.raises(ValueError, match="empty"):
         judge_schedule([], 10)

@@ -13,7 +13,7 @@ def test_confident_learning_by_hand():
     assert confident_learning(p, y).tolist() == [2]
     p[0] = np.nan
     assert confident_learning(p, y).tolist() == [2]
-    with pytest.raises(ValueError, match=r"\(7, 2\), \(3,\)"):
+    with pytest.raises(ValueError, match=r"\(7, 2\) and \(3,\)"):
         confident_learning(p, [0, 1, 0])
     assert len(confident_learning(np.zeros((0, 3)), [])) == 0
 
@@ -56,3 +56,32 @@ def test_a_hard_class_is_not_suspect_as_a_whole():
     assert (labels[np.argsort(-margin_scores(margins))[:60]] == 1).mean() > 0.5
     top = np.argsort(-margin_scores(margins, labels))[:20]
     assert set(top.tolist()) == set(wrong.tolist())
+
+
+def test_a_rare_class_full_of_wrong_labels_stays_suspect():
+    """Every tenth label of the large class is wrong and says the rare one, which is half theirs."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1], [900, 90])
+    wrong = np.r_[:90]
+    labels = truth.copy()
+    labels[wrong] = 1
+    margins = rng.normal(np.where(truth == 0, 6.0, 4.0), 2.0, (6, 990))
+    margins[:, wrong] *= -0.5
+    top = np.argsort(-margin_scores(margins, labels))[:90]
+    assert np.isin(top, wrong).mean() > 0.95
+
+
+def test_as_many_rows_are_listed_as_labels_are_wrong():
+    rng = np.random.default_rng(1)
+    truth = rng.integers(0, 4, 6000)
+    logits = rng.normal(size=(6000, 4))
+    logits[np.arange(6000), truth] += 3
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    for rate in (0.05, 0.2):
+        wrong = rng.random(6000) < rate
+        labels = np.where(wrong, (truth + rng.integers(1, 4, 6000)) % 4, truth)
+        found = confident_learning(p, labels)
+        assert 0.75 < len(found) / wrong.sum() < 1.25
+        assert wrong[found].mean() > 0.85
+        own = p[found, labels[found]]
+        assert (np.diff(own - p[found].max(1)) >= 0).all()

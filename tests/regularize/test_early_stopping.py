@@ -39,6 +39,23 @@ def turned(n, at):
 # -------------------------------------------------------------------- literal values
 
 
+@pytest.mark.parametrize("ceiling", [1.0, 0.97])
+def test_an_accuracy_at_its_ceiling_has_nothing_to_gain(ceiling):
+    rule = StoppingRule(greater_is_better=True)
+    climb = [0.5, 0.8, 0.9, 0.95]
+    stops = [rule.update(value) for value in climb + [ceiling] * 12]
+    assert stops.index(True) <= 12
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -1.0, None])
+def test_a_standard_error_or_share_that_is_none_stands_for_unknown(odd):
+    rule, other = StoppingRule(), StoppingRule()
+    for number in range(20):
+        value = 1 + 0.05 * abs(number - 6)
+        share = None if odd == -1.0 else 1.0
+        assert rule.update(value, odd, share) == other.update(value)
+
+
 def test_small_steady_gains_run_all():
     values = [1.0 - 0.04 * i for i in range(20)]
     assert stops_at(values, StoppingRule(min_delta=0.05, min_evaluations=1, patience=3)) is None

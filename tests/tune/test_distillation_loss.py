@@ -138,6 +138,25 @@ def test_never_negative_zero_at_the_teacher_and_blind_to_shifts(
     )
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@kinds
+def test_small_divergences_keep_their_digits_in_float32(kind, temperature, share):
+    """Fresh heads over a large vocabulary are nearly uniform: what differs is a thousandth."""
+    torch.manual_seed(0)
+    student, teacher = 0.16 * torch.randn(2, 4, 20_000)
+    options = {"kind": kind, "temperature": temperature, "beta": share, "skew": share / 2}
+    values, gradients = [], []
+    for dtype in (torch.float32, torch.float64):
+        logits = student.to(dtype).clone().requires_grad_()
+        value = divergence(logits, teacher.to(dtype), **options)
+        value.backward()
+        values.append(value.item())
+        gradients.append(logits.grad.double())
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[1].norm()
+
+
 @kinds
 def test_the_gradient_does_not_vanish_with_temperature(kind):
     norms = []
@@ -322,6 +341,21 @@ def test_a_value_that_does_not_fit_is_named(options, words):
     (hs, ws, ht, wt, _, _), labels = problem()
     with pytest.raises(ValueError, match=words):
         chunked_divergence(hs, ws, ht, wt, labels, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"softcap": 0.0}, "softcap must be positive"),
+        ({"logit_scale": math.nan}, "logit_scale must be finite"),
+        ({"student_bias": torch.zeros(3)}, "student_bias must be .9,."),
+        ({"teacher_bias": torch.zeros(9, 1)}, "teacher_bias must be .9,."),
+    ],
+)
+def test_heads_that_make_no_sense_are_named(options, words):
+    hidden, weight = torch.randn(4, 3), torch.randn(9, 3)
+    with pytest.raises(ValueError, match=words):
+        chunked_divergence(hidden, weight, hidden, weight, torch.ones(4), **options)
 
 
 def test_shapes_that_do_not_fit_are_named():

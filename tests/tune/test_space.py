@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import qmc
 
 from hf_recipe.tune.space import parameters_of, points, quasi_random
 
@@ -45,7 +46,9 @@ def test_inference_as_wandb_does():
         ({"distribution": "uniform", "min": -1, "max": 3}, -1, 3, 1),
         ({"distribution": "log_uniform", "min": -2, "max": 2}, math.exp(-2), math.exp(2), 1),
         ({"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2}, 1e-4, 1e-2, 1e-3),
-        ({"distribution": "inv_log_uniform", "min": 0, "max": 4}, 1, math.exp(4), math.exp(2)),
+        ({"distribution": "inv_log_uniform", "min": 0, "max": 4}, math.exp(-4), 1, math.exp(-2)),
+        ({"distribution": "beta", "a": 2, "b": 2}, 0, 1, 0.5),
+        ({"distribution": "beta", "a": 1, "b": 3}, 0, 1, 1 - 0.5 ** (1 / 3)),
         ({"distribution": "inv_log_uniform_values", "min": 1, "max": 100}, 1, 100, 10),
         ({"distribution": "normal", "mu": 5, "sigma": 2}, -7, 17, 5),
         ({"distribution": "log_normal", "mu": 0, "sigma": 1}, 0.002, 500, 1),
@@ -66,6 +69,7 @@ def test_ranges_and_medians(given, low, high, median):
         ({"distribution": "q_log_uniform_values", "min": 8, "max": 512, "q": 8}, 8),
         ({"distribution": "q_normal", "mu": 0, "sigma": 10, "q": 5}, 5),
         ({"distribution": "q_log_normal", "mu": 2, "sigma": 1}, 1),
+        ({"distribution": "q_beta", "a": 2, "b": 5, "q": 0.05}, 0.05),
     ],
 )
 def test_quantised(given, step):
@@ -74,10 +78,23 @@ def test_quantised(given, step):
         assert isinstance(value, int) == float(step).is_integer()
 
 
+def test_points_are_even_on_a_logarithm_and_far_evener_than_random_ones():
+    rate = {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-1}
+    for seed in range(5):
+        decades = np.histogram(np.log10(column(rate, 48, seed)), 4, (-5, -1))[0]
+        assert all(10 <= count <= 14 for count in decades)
+    space = {f"x{i}": {"min": 0.0, "max": 1.0} for i in range(3)}
+    ours = np.array([list(point.values()) for point in quasi_random(space, 100, 0)])
+    at_random = np.random.default_rng(0).random((100, 3))
+    assert qmc.discrepancy(ours) < 0.3 * qmc.discrepancy(at_random)
+
+
 def test_probabilities():
     drawn = column({"values": ["a", "b", "c"], "probabilities": [0.5, 0.5, 0.0]})
     assert set(drawn) == {"a", "b"}
     assert drawn.count("a") == pytest.approx(128, abs=6)
+    named = {"distribution": "categorical_w_probabilities", "values": ["a", "b"]}
+    assert column(named | {"probabilities": [0.25, 0.75]}).count("a") == pytest.approx(64, abs=6)
 
 
 def test_nested_parameters():
