@@ -131,6 +131,11 @@ def sharded(trainer: Any) -> bool:
     return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
+def compiled(trainer: Any) -> bool:
+    """Whether hooks that are set now never fire, or have the model compiled anew."""
+    return bool(trainer is not None and trainer.args.torch_compile)
+
+
 def _quantised(trainer: Any) -> bool:
     return "bnb" in str(trainer.args.optim) or "8bit" in str(trainer.args.optim)
 
