@@ -8,7 +8,7 @@ what the output layer gives when it is drawn anew.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -156,7 +156,7 @@ def _most(subject: Subject, first: Head) -> int:
     return min(ELEMENTS, max(FEW_ELEMENTS, weights // 2, 2 * first.logits.numel()))
 
 
-def _batches(subject: Subject) -> list[Batch]:
+def _batches(subject: Subject) -> Iterator[Batch]:
     """Batches of evenly spaced rows, with few rows where the vocabulary is large."""
     size = max(int(getattr(subject.args, "per_device_train_batch_size", 8)), 2)
     first = subject.batch("train", size=size)
@@ -164,7 +164,7 @@ def _batches(subject: Subject) -> list[Batch]:
     width = int(getattr(subject.config, "vocab_size", 0) or 0)
     if labels is not None and labels.ndim == 2 and width * labels.numel() > ELEMENTS:
         fitting = max(1, ELEMENTS // (width * labels.shape[1]))
-        return [first.take(range(min(fitting, len(first))))]
+        return iter([first.take(range(min(fitting, len(first))))])
     return subject.batches("train", rows=min(BATCHES * size, max(ROWS, size)), size=size)
 
 
