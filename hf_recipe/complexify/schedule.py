@@ -286,20 +286,7 @@ def judge_schedule(
         Findings of schedule-never-decays, schedule-decays-early and warmup-too-long.
     """
     schedule = summarise(learning_rates, steps_per_epoch, continuation=continuation)
-    return [
-        Finding(
-            check=check.name,
-            stage=check.stage,
-            severity=fault.severity or check.severity,
-            message=fault.message,
-            subject=fault.subject,
-            evidence=dict(fault.evidence),
-            why=check.why,
-            fix=fault.fix or check.fix,
-        )
-        for check in CHECKS
-        for fault in check.judge(schedule)
-    ]
+    return [check.finding(fault) for check in CHECKS for fault in check.judge(schedule)]
 
 
 def take(subject: Any) -> Iterable[ScheduleSummary | Curve]:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
-import evaluate
+
+from hf_recipe.trainer.metrics import Metric
 
 TAGS = datasets.List(datasets.Value("string"))
 
@@ -33,21 +34,12 @@ def spans(tags: Sequence[str]) -> set[tuple[int, int, str]]:
     return found
 
 
-class EntityF1(evaluate.Metric):  # type: ignore[misc]
+class EntityF1(Metric):
     """Precision, recall and F1 over the entities of all rows, in 0..1."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="F1 over entities.",
-            citation="",
-            inputs_description="predictions, references: a list of tags for each row",
-            features=datasets.Features({"predictions": TAGS, "references": TAGS}),
-        )
-
-    def of(self, predictions: Any, references: Any) -> dict[str, float]:
-        """What `compute` gives, without an Arrow file between."""
-        measured: dict[str, float] = self._compute(predictions, references)
-        return measured
+    summary = "F1 over entities."
+    inputs = "predictions, references: a list of tags for each row"
+    columns = {"predictions": TAGS, "references": TAGS}
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         seen = true = right = 0

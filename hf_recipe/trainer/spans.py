@@ -5,27 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import datasets
-import evaluate
 import numpy as np
+
+from hf_recipe.trainer.metrics import Metric
 
 PAIR = datasets.List(datasets.Value("int64"))
 
 
-class SpanMatch(evaluate.Metric):  # type: ignore[misc]
+class SpanMatch(Metric):
     """Exact match, and the mean over rows of F1 between the tokens of both spans, in 0..1."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Exact match and F1 of spans.",
-            citation="",
-            inputs_description="predictions, references: [first token, last token] of each row",
-            features=datasets.Features({"predictions": PAIR, "references": PAIR}),
-        )
-
-    def of(self, predictions: Any, references: Any) -> dict[str, float]:
-        """What `compute` gives, without an Arrow file between."""
-        measured: dict[str, float] = self._compute(predictions, references)
-        return measured
+    summary = "Exact match and F1 of spans."
+    inputs = "predictions, references: [first token, last token] of each row"
+    columns = {"predictions": PAIR, "references": PAIR}
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         seen, true = np.asarray(predictions), np.asarray(references)
