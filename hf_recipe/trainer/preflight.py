@@ -19,7 +19,7 @@ from hf_recipe.instruments.distributed import rank
 from hf_recipe.instruments.held import held_generators, held_objects, kept
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.subject import Plan, Subject, trainer_loss
-from hf_recipe.trainer.waiting import shown
+from hf_recipe.trainer.progress import shown
 
 BEFORE_STEP_1 = ("dataset", "batch", "static", "probe")
 HELD = "held"  # key of a subject's cache

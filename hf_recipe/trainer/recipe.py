@@ -30,7 +30,7 @@ from hf_recipe.trainer.album import Album
 from hf_recipe.trainer.border import RecipeError, event
 from hf_recipe.trainer.closer_look import CloserLook
 from hf_recipe.trainer.closing import Closing
-from hf_recipe.trainer.listening import ModelHook
+from hf_recipe.trainer.model_hook import ModelHook
 from hf_recipe.trainer.own_calls import OwnCalls
 from hf_recipe.trainer.seams import EvaluationRecorder, Seams
 from hf_recipe.trainer.units import Units
