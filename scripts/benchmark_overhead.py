@@ -263,8 +263,11 @@ def memory(figures: Figures, options: argparse.Namespace) -> None:
     """Megabytes that attach holds while a run goes on, tensors and Python objects."""
     build = workloads()["GPT-2, 2M parameters"]
     size = sum(p.numel() * p.element_size() for p in build()[0].parameters()) / 2**20
-    held_at_half(build, ours)  # imports are no part of it
-    watched, bare = held_at_half(build, ours), held_at_half(build, lambda trainer, folder: None)
+    with tempfile.TemporaryDirectory() as folder:  # imports are no part of it
+        trainer = trainer_of(build, Path(folder), 2)
+        ours(trainer, Path(folder))
+        trainer.train()
+    watched, bare = held(build, ours), held(build, lambda trainer, folder: None)
     figures.record(
         "memory held in mid-run, MB more",
         watched - bare,
@@ -273,8 +276,8 @@ def memory(figures: Figures, options: argparse.Namespace) -> None:
     )
 
 
-def held_at_half(build: Build, watch: Callable[[Any, Path], Any]) -> float:
-    """Megabytes of tensors and of Python objects made since the run began, at its half."""
+def held(build: Build, watch: Callable[[Any, Path], Any]) -> float:
+    """Megabytes of tensors and of Python objects that a run has made by step 24 and still holds."""
     from transformers import TrainerCallback
 
     from hf_recipe.instruments.memory import TensorBytes
@@ -283,9 +286,10 @@ def held_at_half(build: Build, watch: Callable[[Any, Path], Any]) -> float:
 
     class Look(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == SHORT // 2:
+            if state.global_step == 24:
                 gc.collect()
                 seen.append((tensors.now + tracemalloc.get_traced_memory()[0]) / 2**20)
+                control.should_training_stop = True
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(build, Path(folder), SHORT)
