@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hf_recipe.core.check import Check, Measurement, Monitor, Probe, judged
-from hf_recipe.core.finding import Fault, Finding
 from hf_recipe.core.report import Report
 
 MODULES: tuple[str, ...] = (
@@ -152,32 +151,6 @@ def measurement_kinds() -> dict[str, type[Measurement]]:
     return {kind.kind(): kind for kind in kinds}
 
 
-def complete(
-    check: Check,
-    fault: Fault,
-    *,
-    split: str = "",
-    step: int | None = None,
-    severity: Mapping[str, Any] | None = None,
-) -> Finding:
-    """The finding that a fault of `check` becomes."""
-    return Finding(
-        check=check.name,
-        stage=check.stage,
-        severity=(severity or {}).get(check.name) or fault.severity or check.severity,
-        message=fault.message,
-        subject=fault.subject,
-        evidence=dict(fault.evidence),
-        why=check.why,
-        fix=fault.fix or check.fix,
-        examples=fault.examples,
-        quotes=fault.quotes,
-        split=split,
-        step=step,
-        last_step=step,
-    )
-
-
 def rejudge(report: Report, thresholds: Mapping[str, Mapping[str, Any]] | None = None) -> Report:
     """Judge a stored report's measurements again, under other thresholds.
 
@@ -204,7 +177,7 @@ def rejudge(report: Report, thresholds: Mapping[str, Mapping[str, Any]] | None =
                 again.ran[check.name].append(stored.moment)
             for fault in check.judge(measurement, (thresholds or {}).get(check.name)):
                 again.add(
-                    complete(check, fault, split=stored.split, step=stored.step, severity=severity)
+                    check.finding(fault, split=stored.split, step=stored.step, severity=severity)
                 )
     for name in report.ran:
         if name not in again.ran:

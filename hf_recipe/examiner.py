@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from typing import Any
 
-from hf_recipe.catalogue import CHECKS, complete
+from hf_recipe.catalogue import CHECKS
 from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip, private_paths
 from hf_recipe.core.config import Settings
 from hf_recipe.core.exhibit import Answer
@@ -198,8 +198,8 @@ class Examiner:
             if moment not in moments:
                 moments.append(moment)
             for fault in faults:
-                finding = complete(
-                    check, fault, split=split, step=step, severity=self.settings.severity
+                finding = check.finding(
+                    fault, split=split, step=step, severity=self.settings.severity
                 )
                 if finding.check in self.settings.expect:
                     self.expected_seen.add(finding.check)

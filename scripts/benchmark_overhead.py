@@ -1,18 +1,20 @@
-"""What `attach` at its defaults costs a step, beside other watchers, in one run each.
+"""What `attach` at its defaults costs, beside other watchers, in one run each.
 
-    python scripts/benchmark.py overhead                 # ratios, our own microseconds, growth
+    python scripts/benchmark.py overhead                 # all of it
     python scripts/benchmark.py overhead --only own      # our own microseconds alone
 
-Three measures. The **ratio** to the bare step: a watcher is paused and resumed in random blocks of
-one run, the blocks paired; an A/A run beside it says what the machine's noise alone gives. Our
-**own time**: a clock around every function of ours that a step calls, by kind of step, weighed by
-how often each kind comes; it resolves microseconds on a busy machine too. And how the own time
-**grows** with the number of parameters and layers.
+The **ratio** to the bare step: a watcher is paused and resumed in random blocks of one run, the
+blocks paired; an A/A run beside it says what the machine's noise alone gives. Our **own time** in
+microseconds (`own_time.py`), and how it **grows** with the number of parameters and layers. What a
+**short** run of 50 steps pays in all: probes before it, the report after it. And the **memory**
+that is held while a run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import gc
 import importlib.util
 import math
 import os
@@ -21,9 +23,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,16 @@ os.environ.setdefault("WANDB_SILENT", "true")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.figures import OUT, Figures
+from scripts.own_time import KINDS, own_times
+from scripts.watchers import OTHERS, Watcher, nothing, ours, wandb_watch
 
 BLOCK = 50
 USUAL, WORST = 1.01, 1.03
+QUIET = 0.003  # how far A/A may leave 1 before a ratio decides nothing
 OWN_SHARE = 0.01  # of the bare step: 30 microseconds of 3 milliseconds
-AFTER = 512  # from here on the run is in its steady state
+SHORT, SHORT_SECONDS = 50, 1.0  # steps, and CPU seconds of ours in such a run, imports left out
+MEGABYTES, MEMORY_SHARE = 10.0, 0.01  # of the model, beside them
 Build = Callable[[], tuple[Any, Any]]
-Watcher = Callable[[Any, Path], tuple[Callable[[], Any], Callable[[], Any]]]
 
 
 def workloads() -> dict[str, Build]:
@@ -107,85 +111,7 @@ def trainer_of(build: Build, folder: Path, steps: int) -> Any:
     return Trainer(model=model, args=args, train_dataset=data)
 
 
-# ---------------------------------------------------------------------------- watchers
-
-
-def ours(trainer: Any, folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """`hf_recipe.attach` at its defaults."""
-    import hf_recipe
-
-    recipe = hf_recipe.attach(trainer)
-    return recipe.resume, recipe.pause
-
-
-def nothing(trainer: Any, folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """A/A: both blocks with the recipe paused."""
-    _, pause = ours(trainer, folder)
-    pause()
-    return pause, pause
-
-
-def wandb_watch(trainer: Any, folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """``wandb.watch(log="all")`` as HF's callback sets it: histograms every 100 passes."""
-    import wandb
-
-    run = wandb.init(mode="offline", dir=str(folder), project="overhead")
-
-    def on() -> None:
-        run.watch(trainer.model, log="all", log_freq=100)
-
-    return on, lambda: run.unwatch(trainer.model)
-
-
-def underflow_overflow(trainer: Any, folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """HF's ``debug="underflow_overflow"``."""
-    from transformers.debug_utils import DebugUnderflowOverflow
-
-    before = {module: dict(module._forward_hooks) for module in trainer.model.modules()}
-
-    def off() -> None:
-        for module, hooks in before.items():
-            module._forward_hooks.clear()
-            module._forward_hooks.update(hooks)
-
-    return lambda: DebugUnderflowOverflow(trainer.model), off
-
-
-def torch_audit(trainer: Any, folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """torch-audit's autopatch at its default, every 1,000th step."""
-    from torch_audit import autopatch
-
-    held: list[Any] = []
-
-    def on() -> None:
-        held.append(autopatch(trainer.model, optimizer=trainer.optimizer, reporters=[]))
-
-    def off() -> None:
-        while held:
-            held.pop().unpatch()
-
-    return on, off
-
-
-def trainproof(trainer: Any, folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """trainproof's callback at its defaults."""
-    from trainproof.integrations import TrainproofCallback
-
-    callback, callbacks = TrainproofCallback(), trainer.callback_handler.callbacks
-
-    def off() -> None:
-        if callback in callbacks:
-            callbacks.remove(callback)
-
-    return lambda: callbacks.append(callback), off
-
-
-OTHERS: dict[str, tuple[str, Watcher]] = {
-    'wandb.watch(log="all")': ("wandb", wandb_watch),
-    'debug="underflow_overflow"': ("transformers", underflow_overflow),
-    "torch-audit's autopatch": ("torch_audit", torch_audit),
-    "trainproof's callback": ("trainproof", trainproof),
-}
+# ---------------------------------------------------------------------------- the ratio
 
 
 def toggled_run(build: Build, steps: int, seed: int, watcher: Watcher) -> list[float]:
@@ -244,117 +170,6 @@ def median_interval(values: list[float], seed: int) -> tuple[float, float, float
     return tuple(math.exp(v) for v in (statistics.median(values), medians[25], medians[974]))
 
 
-# ---------------------------------------------------------------------------- our own time
-
-
-class OwnClock:
-    """Nanoseconds spent in our functions, by step; what they call of the Trainer's is left out."""
-
-    def __init__(self) -> None:
-        self.step = 0
-        self.spent: dict[int, int] = defaultdict(int)
-        self.length: dict[int, int] = {}
-        self._inside: list[bool] = []
-        self._since = 0
-
-    def around(self, function: Callable[..., Any], *, own: bool) -> Callable[..., Any]:
-        """`function` with the clock running (own) or stopped (the Trainer's)."""
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            self._switch(own)
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self._back()
-
-        return timed
-
-    def _switch(self, own: bool) -> None:
-        now = time.perf_counter_ns()
-        if self._inside and self._inside[-1]:
-            self.spent[self.step] += now - self._since
-        self._inside.append(own)
-        self._since = time.perf_counter_ns()
-
-    def _back(self) -> None:
-        now = time.perf_counter_ns()
-        if self._inside.pop():
-            self.spent[self.step] += now - self._since
-        self._since = time.perf_counter_ns()
-
-
-@contextmanager
-def clocked(clock: OwnClock, trainer: Any) -> Iterator[None]:
-    """Attach to `trainer` with `clock` around callbacks, seams and hooks."""
-    from transformers import TrainerCallback
-
-    import hf_recipe
-    from hf_recipe.instruments.margins import MarginWatch
-    from hf_recipe.trainer.seams import SEAMS
-
-    heard = MarginWatch._hear
-    MarginWatch._hear = clock.around(heard, own=True)  # type: ignore[method-assign]
-    for name in SEAMS:
-        setattr(trainer, name, clock.around(getattr(trainer, name), own=False))
-    recipe = hf_recipe.attach(trainer)
-    for name in SEAMS:
-        setattr(trainer, name, clock.around(getattr(trainer, name), own=True))
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, hf_recipe.RecipeCallback):
-            for name in (n for n in dir(TrainerCallback) if n.startswith("on_")):
-                setattr(callback, name, clock.around(getattr(callback, name), own=True))
-
-    class Steps(TrainerCallback):
-        def __init__(self) -> None:
-            self.began = 0
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            now = time.perf_counter_ns()
-            if self.began:
-                clock.length[clock.step] = now - self.began
-            clock.step, self.began = state.global_step + 1, now
-
-    trainer.callback_handler.callbacks.insert(0, Steps())
-    try:
-        yield
-    finally:
-        recipe.detach()
-        MarginWatch._hear = heard  # type: ignore[method-assign]
-
-
-def own_times(build: Build, steps: int) -> dict[str, float]:
-    """Microseconds a step: of ours on plain, flushed and sampled steps, in the mean; the step's.
-
-    What happens once in a run (the look ahead at its half) is left out.
-    """
-    from hf_recipe.instruments.layers import EVERY, looks_at
-    from hf_recipe.instruments.record import LATE, flushes_at
-
-    clock = OwnClock()
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(build, Path(folder), steps)
-        with clocked(clock, trainer):
-            trainer.train()
-    middle = steps // 2
-    kinds: dict[str, list[int]] = {"plain": [], "heard": [], "flush": [], "sample": []}
-    for step in range(min(AFTER, steps // 3), steps):
-        kind = "heard" if step <= middle else "plain"  # labels' margins are heard half the run
-        kind = "flush" if flushes_at(step) else "sample" if looks_at(step) else kind
-        kinds[kind].append(clock.spent[step])
-    found = {kind: usual_of(spent) for kind, spent in kinds.items()}
-    length = usual_of([clock.length[s] for s in range(steps // 3, steps - 1)])
-    each_flush, each_sample = 64 if steps > LATE else 32, EVERY
-    usual = (found["plain"] + found["heard"]) / 2
-    mean = usual + (found["flush"] - usual) / each_flush
-    mean += max(0.0, found["sample"] - usual) / each_sample
-    return {**found, "mean": mean, "step": length - mean}
-
-
-def usual_of(nanoseconds: list[int]) -> float:
-    """The lower quartile in microseconds: what is interrupted by other processes is longer."""
-    return sorted(nanoseconds)[len(nanoseconds) // 4] / 1e3 if nanoseconds else 0.0
-
-
 # ---------------------------------------------------------------------------- the command
 
 
@@ -367,15 +182,14 @@ def ratios(figures: Figures, options: argparse.Namespace) -> None:
         )
         same = median_interval(toggled_run(build, steps, options.seed, nothing), options.seed)
         noise = max(abs(same[1] - 1), abs(same[2] - 1))
-        decided = interval[0] > USUAL or interval[1] <= USUAL
-        limit = USUAL if decided or noise <= 0.003 else WORST
+        decided = noise <= QUIET or interval[0] > USUAL or interval[1] <= USUAL
         figures.record(
             name,
             ratio,
-            most=limit,
+            most=USUAL if decided else WORST,
             interval=(interval[0], interval[1]),
             note=f"A/A {same[0]:.4f} [{same[1]:.4f}, {same[2]:.4f}]"
-            + ("" if limit == USUAL else f": too noisy to decide {USUAL}"),
+            + ("" if decided else f": undecided at {USUAL}, the machine is too noisy"),
         )
     small = workloads()["3 ms step"]
     for name, (package, watcher) in OTHERS.items():
@@ -391,9 +205,14 @@ def ratios(figures: Figures, options: argparse.Namespace) -> None:
 
 def own(figures: Figures, options: argparse.Namespace) -> None:
     """Our own microseconds on the 3 ms step, against the step itself."""
-    found = own_times(workloads()["3 ms step"], max(1400, options.steps // 3))
-    note = ", ".join(f"{kind} {found[kind]:.0f}" for kind in ("plain", "heard", "flush", "sample"))
-    figures.record("own time, us a step", found["mean"], note=f"by kind of step: {note}")
+    make = functools.partial(trainer_of, workloads()["3 ms step"])
+    found = own_times(make, max(1400, options.steps // 3))
+    note = ", ".join(f"{kind} {found[kind]:.0f}" for kind in KINDS)
+    figures.record(
+        "own time, us a step",
+        found["mean"],
+        note=f"by kind of step: {note}; {found['clock']:.0f} of the clock's own taken off",
+    )
     figures.record(
         "own time, share of the bare step",
         found["mean"] / found["step"],
@@ -407,7 +226,7 @@ def growth(figures: Figures, options: argparse.Namespace) -> None:
     for width, layers in ((16, 1), (64, 1), (256, 1), (64, 4), (64, 16)):
         build = sized(width, layers)
         parameters = sum(p.numel() for p in build()[0].parameters())
-        found = own_times(build, 840)
+        found = own_times(functools.partial(trainer_of, build), 840)
         usual = (found["plain"] + found["heard"]) / 2
         figures.record(
             f"own us, {layers} x {width} wide, {parameters:,} parameters",
@@ -417,7 +236,75 @@ def growth(figures: Figures, options: argparse.Namespace) -> None:
         )
 
 
-PARTS = {"ratios": ratios, "own": own, "growth": growth}
+def short(figures: Figures, options: argparse.Namespace) -> None:
+    """CPU seconds that a run of 50 steps takes longer: probes, watching, report."""
+    build = workloads()["3 ms step"]
+    took: dict[bool, list[float]] = {True: [], False: []}
+    for repeat in range(6):
+        for watched in (True, False):
+            with tempfile.TemporaryDirectory() as folder:
+                trainer = trainer_of(build, Path(folder), SHORT)
+                began = time.process_time()
+                if watched:
+                    ours(trainer, Path(folder))
+                trainer.train()
+                if repeat:  # the first one imports
+                    took[watched].append(time.process_time() - began)
+    bare = statistics.median(took[False])
+    figures.record(
+        f"a run of {SHORT} steps: CPU seconds more",
+        statistics.median(took[True]) - bare,
+        most=SHORT_SECONDS,
+        note=f"the bare run takes {bare:.2f}",
+    )
+
+
+def memory(figures: Figures, options: argparse.Namespace) -> None:
+    """Megabytes that attach holds while a run goes on, tensors and Python objects."""
+    build = workloads()["GPT-2, 2M parameters"]
+    size = sum(p.numel() * p.element_size() for p in build()[0].parameters()) / 2**20
+    with tempfile.TemporaryDirectory() as folder:  # imports are no part of it
+        trainer = trainer_of(build, Path(folder), 2)
+        ours(trainer, Path(folder))
+        trainer.train()
+    watched, bare = held(build, ours), held(build, lambda trainer, folder: None)
+    figures.record(
+        "memory held in mid-run, MB more",
+        watched - bare,
+        most=MEGABYTES + MEMORY_SHARE * size,
+        note=f"1 % of the model's {size:.1f} and 10 beside it are allowed",
+    )
+
+
+def held(build: Build, watch: Callable[[Any, Path], Any]) -> float:
+    """Megabytes of tensors and of Python objects that a run has made by step 24 and still holds."""
+    from transformers import TrainerCallback
+
+    from hf_recipe.instruments.memory import TensorBytes
+
+    seen: list[float] = []
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 24:
+                gc.collect()
+                seen.append((tensors.now + tracemalloc.get_traced_memory()[0]) / 2**20)
+                control.should_training_stop = True
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_of(build, Path(folder), SHORT)
+        trainer.add_callback(Look())
+        tracemalloc.start()
+        try:
+            with TensorBytes() as tensors:
+                watch(trainer, Path(folder))
+                trainer.train()
+        finally:
+            tracemalloc.stop()
+    return seen[0]
+
+
+PARTS = {"ratios": ratios, "own": own, "growth": growth, "short": short, "memory": memory}
 
 
 def main() -> int:

@@ -5,7 +5,9 @@
 A BERT, a GPT-2, a ResNet and a ViT, small enough for a CPU. The pass of the bare model is timed
 right before and after each preflight (CPU time, one thread), and the median ratio of some fresh
 Trainers is held against the limit. Probes of the data alone have a budget of their own, in seconds
-for 100,000 rows; they are shown and not counted. Nothing may have been skipped for its cost.
+for 100,000 rows, at the first launch and at the second. Nothing may have been skipped for its cost,
+and the probes' tensors take less memory than the run's own first step. Beside it: how long
+``import hf_recipe`` and ``hf-recipe explain`` take.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +34,7 @@ from scripts.figures import OUT, Figures  # noqa: E402
 
 LEAST = 0.005  # passes; what rounds to 0.00 is left out of the table
 ROWS, BATCH = 256, 16
+MANY, DATA_SECONDS, AGAIN_SECONDS = 100_000, 5.0, 0.2
 
 
 def text(model: Any, length: int, vocabulary: int, classes: int) -> tuple[Any, Any]:
@@ -211,6 +215,78 @@ def record(figures: Figures, name: str, found: dict[str, Any], limit: float) -> 
             figures.record(f"{name}, {probe}", cost, cell=(probe, name))
 
 
+def memory(build: Callable[[], tuple[Any, Any]], seed: int) -> float:
+    """The most bytes that tensors of the preflight took, over those of the run's first step."""
+    import hf_recipe
+    from hf_recipe.instruments.memory import TensorBytes
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_of(build, Path(folder), seed)
+        recipe = hf_recipe.attach(trainer)
+        recipe.closing.console.enabled = False
+        with TensorBytes() as probes:
+            recipe.preflight()
+        recipe.detach()
+        trainer.args.max_steps = 1
+        with TensorBytes() as step:
+            trainer.train()
+    return probes.peak / step.peak
+
+
+def launches(seed: int) -> tuple[float, float]:
+    """CPU seconds of the data checks of `MANY` tokenised rows, at the first launch and the next."""
+    import datasets
+    import numpy as np
+    import pyarrow as pa
+    from transformers import Trainer
+
+    from tests.models import arguments
+
+    ids = np.random.default_rng(seed).integers(5, 4000, (MANY, 64))
+    places = pa.array(np.arange(0, ids.size + 1, ids.shape[1], dtype=np.int32))
+    column = pa.ListArray.from_arrays(places, pa.array(ids.reshape(-1)))
+    table = pa.table({"input_ids": column, "labels": pa.array(ids[:, 0] % 4)})
+    data, took = datasets.Dataset(table, fingerprint=f"launches {seed}"), []
+    cache = tempfile.TemporaryDirectory()
+    os.environ["HF_RECIPE_CACHE"] = cache.name
+    for _ in range(2):
+        with tempfile.TemporaryDirectory() as folder:
+            held_out = data.select(range(MANY // 10))
+            trainer = Trainer(
+                bert()[0], arguments(Path(folder)), train_dataset=data, eval_dataset=held_out
+            )
+            spent, _, _ = one_preflight(trainer)
+        took.append(sum(v for k, v in spent.items() if k.startswith(("dataset:", "batch:"))))
+    cache.cleanup()
+    return took[0], took[1]
+
+
+def seconds_of(code: str, times: int = 5) -> float:
+    """Seconds that a fresh interpreter spends on `code`, beyond its own start; the least of some.
+
+    Raises:
+        subprocess.CalledProcessError: the code failed.
+    """
+    timed = f"import time; t = time.perf_counter(); {code}; print('took', time.perf_counter() - t)"
+    found = []
+    for _ in range(times):
+        command = [sys.executable, "-c", timed]
+        said = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        found.append(float(said.rsplit("took", 1)[1]))
+    return min(found)
+
+
+def beside(figures: Figures, seed: int) -> None:
+    """Data checks of many rows, and what does not load torch."""
+    first, second = launches(seed)
+    figures.record(f"data checks of {MANY:,} rows, CPU s", first, most=DATA_SECONDS)
+    figures.record("data checks at the second launch, CPU s", second, most=AGAIN_SECONDS)
+    no_torch = "import sys; assert 'torch' not in sys.modules"
+    figures.record("import hf_recipe, s", seconds_of(f"import hf_recipe; {no_torch}"), most=0.1)
+    explain = f"from hf_recipe.cli import main; main(['explain', 'loss-not-finite']); {no_torch}"
+    figures.record("hf-recipe explain, s", seconds_of(explain), most=0.3)
+
+
 def main() -> int:
     """Print and write the figures; 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -229,6 +305,9 @@ def main() -> int:
     figures = Figures("scripts/benchmark.py preflight", title, options.seed)
     for name in options.models:
         record(figures, name, measure(MODELS[name], options), options.limit)
+        peak = memory(MODELS[name], options.seed)
+        figures.record(f"{name}: probes' memory / the first step's", peak, most=1.0)
+    beside(figures, options.seed)
     return figures.finish(options.out)
 
 

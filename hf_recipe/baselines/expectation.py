@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
-CHUNK = 1 << 24  # elements of a temporary: 64 MB in single precision
+CHUNK = 1 << 18  # elements of a temporary: 2 MB in double precision, which caches hold
 DOUBLE = 1 << 22  # more logits than these stay in single precision: their sums do not
 
 
@@ -153,7 +153,7 @@ def _softmax(
     target = (1 - smoothing) * p + smoothing / classes
     expected = float(normalizer - (target * z.double().mean(0)).sum())
     # Shift every row to mean zero: softmax does not see it, and the sums below get centred.
-    z = z - z.mean(-1, keepdim=True)
+    z -= z.mean(-1, keepdim=True)  # a copy of the supervised rows: the caller's stay as they are
     mean = z.mean(0)
     average = (p * mean.double()).sum()
     residual = z[torch.arange(rows), y].double() - mean[y].double()

@@ -25,7 +25,7 @@ from hf_recipe.core.finding import Fault
 from hf_recipe.data.review import class_names, question_of
 from hf_recipe.data.source import Roles
 from hf_recipe.instruments.interview import Interview
-from hf_recipe.instruments.journal import Journal, read_journal
+from hf_recipe.instruments.journal import Journal, standing
 
 KIND = "hf_recipe human baseline"
 APART = 20  # questions at least between a row and its repetition
@@ -114,23 +114,15 @@ def read_answers(path: str | os.PathLike[str]) -> Answers:
     Raises:
         ValueError: `path` is no journal of a human baseline.
     """
-    lines = read_journal(path)
-    if not lines or lines[0].get("kind") != KIND:
-        raise ValueError(f"{path} is not a human baseline")
-    standing: dict[int, dict[str, Any]] = {}
-    for line in lines[1:]:
-        if "undo" in line:
-            standing.pop(line["undo"], None)
-        else:
-            standing[line["item"]] = line
-    rows = lines[0]["rows"]
+    header, lines = standing(path, KIND, "human baseline")
+    rows = header["rows"]
     first: dict[int, int] = {}
     second: dict[int, int] = {}
-    for item, line in sorted(standing.items()):
+    for item, line in sorted(lines.items()):
         if line["choice"] is not None:
             (second if rows[item] in rows[:item] else first)[line["row"]] = line["choice"]
-    seconds = tuple(float(line["seconds"]) for line in standing.values())
-    return Answers(tuple(lines[0]["classes"]), first, second, seconds)
+    seconds = tuple(float(line["seconds"]) for line in lines.values())
+    return Answers(tuple(header["classes"]), first, second, seconds)
 
 
 # ---------------------------------------------------------------- figures

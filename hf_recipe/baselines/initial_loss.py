@@ -283,9 +283,9 @@ def _spread(values: tuple[float, ...]) -> float:
 
 def _wide(errors: float, n: int) -> float:
     """As rare under Student's t with n - 1 degrees of freedom as `errors` under the normal."""
-    from scipy import stats
+    from scipy.special import ndtr, stdtrit
 
-    return float(stats.t.isf(stats.norm.sf(errors), max(n - 1, 1)))
+    return -float(stdtrit(max(n - 1, 1), ndtr(-errors)))
 
 
 def _naive(start: InitialLoss) -> str:

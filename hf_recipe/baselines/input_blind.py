@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+import numpy as np
 import torch
 
 from hf_recipe.baselines.initial_loss import InitialLoss, remember_initial_loss
@@ -25,6 +26,7 @@ from hf_recipe.baselines.output_bias import PRIORLESS, frequencies
 from hf_recipe.baselines.start import observe_start
 from hf_recipe.core.check import Check, Located, Measurement, Monitor, Probe, Skip, State, private
 from hf_recipe.core.finding import Fault
+from hf_recipe.data.cheap import auc, auc_error
 from hf_recipe.instruments.batches import Rows, stream_reason
 from hf_recipe.instruments.heads import BINARY, SOFTMAX, Head
 from hf_recipe.instruments.subject import Subject
@@ -230,18 +232,14 @@ def _with(state: State, evaluation: Evaluation, blind: BlindBaseline) -> State:
 
 def _order(labels: Sequence[int], losses: Sequence[float]) -> tuple[float | None, float]:
     """Area under the ROC curve from each row's loss and label, and its error if random."""
-    from scipy.stats import rankdata
-
-    chance = [math.exp(-x) if y == 1 else -math.expm1(-x)
-              for y, x in zip(labels, losses, strict=False)]  # fmt: skip
-    ones = sum(labels)
-    zeros = len(chance) - ones
-    if not ones or not zeros or not all(math.isfinite(c) for c in chance):
+    told = list(zip(labels, losses, strict=False))
+    chance = np.array([math.exp(-x) if y == 1 else -math.expm1(-x) for y, x in told])
+    positive = np.array([y == 1 for y, _ in told])
+    ones = int(positive.sum())
+    zeros = len(told) - ones
+    if not ones or not zeros or not np.isfinite(chance).all():
         return None, 0.0
-    ranks = rankdata(chance)
-    total = math.fsum(float(r) for r, y in zip(ranks, labels, strict=False) if y == 1)
-    area = (total - ones * (ones + 1) / 2) / (ones * zeros)
-    return area, math.sqrt((ones + zeros + 1) / (12 * ones * zeros))
+    return auc(chance, positive), auc_error(ones, zeros)
 
 
 PROBE = Probe(

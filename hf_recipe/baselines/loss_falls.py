@@ -52,14 +52,20 @@ def follow_fall(
     """Keep at most 256 points of loss by learning rate spent; measures at the end."""
     state = {"series": None, "spent": 0.0, "peak": 0.0, "steps": 0, **state}
     series = Series.from_state(state["series"], POINTS) if state["series"] else Series(POINTS)
+    spent, points = state["spent"], []
     for step in window.steps:
-        state["steps"] += 1
         if math.isfinite(step.learning_rate):
-            state["spent"] += step.learning_rate
-            state["peak"] = max(state["peak"], step.learning_rate)
+            spent += step.learning_rate
         if math.isfinite(step.loss):
-            series.add(state["spent"], step.loss)
-    state["series"] = series.state()
+            points.append((spent, step.loss))
+    series.extend(points)
+    rates = [s.learning_rate for s in window.steps if math.isfinite(s.learning_rate)]
+    state |= {
+        "series": series.state(),
+        "spent": spent,
+        "peak": max([state["peak"], *rates]),
+        "steps": state["steps"] + len(window.steps),
+    }
     start = seen.get(InitialLoss.kind())
     if not window.ended or len(series.y) < 16 or not isinstance(start, InitialLoss):
         return state, None

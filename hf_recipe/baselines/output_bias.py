@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from hf_recipe.baselines.initial_loss import expectation_of, relation_of
-from hf_recipe.baselines.start import Start, observe_start, uninformed
+from hf_recipe.baselines.start import Start, observe_start, pool, uninformed
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.heads import (
@@ -354,7 +354,7 @@ def _run(
         heads.append(head)
     if layer is None:
         raise Skip("the data set is empty")
-    return Start((0.0,) * len(heads), tuple(heads), (), layer).pooled, layer
+    return pool(heads), layer
 
 
 def _shift(head: Head, median: bool) -> torch.Tensor:

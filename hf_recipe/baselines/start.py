@@ -8,8 +8,8 @@ what the output layer gives when it is drawn anew.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ BATCHES = 8  # forwards without gradients: about three forward + backward passes
 ROWS = 512
 ENOUGH = 4096  # supervised positions: more batches of a sequence model would tell little
 ELEMENTS = 1 << 25  # logits kept: 128 MB in single precision
+FEW_ELEMENTS = 1 << 20  # of which nobody is short
 DRAWS = 16  # fewer where one costs more than a forward
 TIED_DRAWS, TIED_ROWS = 6, 4  # each draw a forward of these rows
 LARGE_LOGITS = 3.0  # their deviation, at which a loss of another form shows
@@ -38,7 +39,7 @@ class Start:
 
     Attributes:
         observed: each batch's loss, as the Trainer computes it.
-        heads: each batch's supervised rows.
+        heads: each batch's supervised rows; pooled: all of them as one, which holds the logits.
         hidden: each batch's input of the output layer; empty where it was not found.
         layer: the output layer, where it was found.
         redrawn: the mean loss under output layers drawn anew, one number per draw.
@@ -52,6 +53,7 @@ class Start:
 
     observed: tuple[float, ...]
     heads: tuple[Head, ...]
+    pooled: Head
     hidden: tuple[torch.Tensor, ...]
     layer: OutputLayer | None
     redrawn: tuple[float, ...] = ()
@@ -59,10 +61,6 @@ class Start:
     adds_up: bool = False
     bends: bool = False
     rounding: float = 1e-4
-    pooled: Head = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "pooled", _pool(self.heads))
 
     @property
     def loss(self) -> float:
@@ -136,18 +134,30 @@ def _observe(subject: Subject) -> Start:
             # half precision inside autocast, single in the layer: it is drawn anew outside of it
             hidden.append(found[1].to(layer.weight.dtype))
         observed.append(loss)
-        heads.append(head)
-        if sum(h.logits.numel() for h in heads) + head.logits.numel() > ELEMENTS:
+        heads.append(replace(head, raw=head.logits))  # what the model made is let go
+        if sum(h.logits.numel() for h in heads) + head.logits.numel() > _most(subject, heads[0]):
             break
         if len(heads) > 1 and sum(len(h.labels) for h in heads) >= ENOUGH:
             break
     if len(hidden) != len(heads):
         layer, hidden = None, []
-    start = Start(tuple(observed), tuple(heads), tuple(hidden), layer)
+    pooled = pool(heads)
+    parts = torch.split(pooled.logits, [len(head.labels) for head in heads])
+    shared = tuple(replace(h, logits=z, raw=z) for h, z in zip(heads, parts, strict=True))
+    start = Start(tuple(observed), shared, pooled, tuple(hidden), layer)
     return replace(start, rounding=2**-7) if half else start
 
 
-def _batches(subject: Subject) -> list[Batch]:
+def _most(subject: Subject, first: Head) -> int:
+    """Logits to keep: no more than the run's own first step can hold.
+
+    That takes the weights' gradients and, mostly, two moments; and some copies of its own logits.
+    """
+    weights = sum(p.numel() for p in subject.model.parameters())
+    return min(ELEMENTS, max(FEW_ELEMENTS, weights // 2, 2 * first.logits.numel()))
+
+
+def _batches(subject: Subject) -> Iterator[Batch]:
     """Batches of evenly spaced rows, with few rows where the vocabulary is large."""
     size = max(int(getattr(subject.args, "per_device_train_batch_size", 8)), 2)
     first = subject.batch("train", size=size)
@@ -155,7 +165,7 @@ def _batches(subject: Subject) -> list[Batch]:
     width = int(getattr(subject.config, "vocab_size", 0) or 0)
     if labels is not None and labels.ndim == 2 and width * labels.numel() > ELEMENTS:
         fitting = max(1, ELEMENTS // (width * labels.shape[1]))
-        return [first.take(range(min(fitting, len(first))))]
+        return iter([first.take(range(min(fitting, len(first))))])
     return subject.batches("train", rows=min(BATCHES * size, max(ROWS, size)), size=size)
 
 
@@ -261,7 +271,7 @@ def is_loaded(subject: Subject) -> bool:
     return bool(getattr(subject.config, "_name_or_path", ""))
 
 
-def _pool(heads: Sequence[Head]) -> Head:
+def pool(heads: Sequence[Head]) -> Head:
     """All rows as one head; groups of different batches stay apart."""
     if len(heads) == 1:
         return heads[0]

@@ -54,11 +54,11 @@ def follow_clipping(
     if plan is None or not plan.max_grad_norm or plan.max_grad_norm <= 0:
         return state, None
     series = Series.from_state(state["series"], POINTS) if state["series"] else Series(POINTS)
-    for step in window.steps:
-        if step.grad_norm is not None and math.isfinite(step.grad_norm):
-            state["steps"] += 1
-            state["clipped"] += step.grad_norm > plan.max_grad_norm
-            series.add(step.step, step.grad_norm)
+    norms = [(s.step, s.grad_norm) for s in window.steps if s.grad_norm is not None]
+    norms = [point for point in norms if math.isfinite(point[1])]
+    state["steps"] += len(norms)
+    state["clipped"] += sum(norm > plan.max_grad_norm for _, norm in norms)
+    series.extend(norms)
     state["series"] = series.state()
     if len(series.y) < 8 or not (window.ended or (state["steps"] >= 48 and not state["told"])):
         return state, None

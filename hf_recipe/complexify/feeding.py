@@ -96,14 +96,12 @@ def follow_waiting(
     seconds, waits = (
         Series.from_state(state[k], 64) if state[k] else Series(64) for k in ("s", "w")
     )
-    for step in window.steps:
-        if step.step <= 8:
-            continue
-        state["steps"] += 1
-        state["seconds"] += step.seconds
-        state["waiting"] += step.waiting
-        seconds.add(step.step, step.seconds)
-        waits.add(step.step, step.waiting)
+    warm = [step for step in window.steps if step.step > 8]
+    state["steps"] += len(warm)
+    state["seconds"] += sum(step.seconds for step in warm)
+    state["waiting"] += sum(step.waiting for step in warm)
+    seconds.extend([(step.step, step.seconds) for step in warm])
+    waits.extend([(step.step, step.waiting) for step in warm])
     state |= {"s": seconds.state(), "w": waits.state()}
     if not window.ended or not state["steps"] or state["seconds"] <= 0:
         return state, None

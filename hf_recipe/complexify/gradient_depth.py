@@ -140,15 +140,16 @@ def follow_norms(
 ) -> tuple[dict[str, Any], GradientCourse | None]:
     """Keep the first and the last eight steps; measures every 16 steps or so, and at the end."""
     state = {"first": [], "last": [], "told": 0, "step": 0, **state}
-    for step in window.steps:
-        norm = step.grad_norm
-        if norm is None or not math.isfinite(norm) or not math.isfinite(step.loss):
-            continue
-        state["step"] = step.step
-        if len(state["first"]) < 8:
-            state["first"] = [*state["first"], [norm, step.loss]]
-        else:
-            state["last"] = [*state["last"], [norm, step.loss]][-8:]
+    known = [
+        step
+        for step in window.steps
+        if step.grad_norm is not None and math.isfinite(step.grad_norm) and math.isfinite(step.loss)
+    ]
+    pairs = [[step.grad_norm, step.loss] for step in known]
+    missing = 8 - len(state["first"])
+    state["first"] = [*state["first"], *pairs[:missing]]
+    state["last"] = [*state["last"], *pairs[missing:]][-8:]
+    state["step"] = known[-1].step if known else state["step"]
     if len(state["last"]) < 8 or (state["step"] < state["told"] + 16 and not window.ended):
         return state, None
     state["told"] = state["step"]

@@ -128,15 +128,16 @@ def follow_spikes(
     recent: list[float] = state["recent"]
     full = len(recent) >= 2 * BLOCK
     level, noise = (median(recent), noise_of(recent)) if full else (0.0, 0.0)
+    rates = list(state["rates"])
     for step in window.steps:
         if not math.isfinite(step.loss):
             state["open"] = None
             continue
-        state["steps"] += 1
-        rates = state["rates"] = [*state["rates"], step.learning_rate][-BLOCK:]
+        rates = [*rates[1 - BLOCK :], step.learning_rate]
         if full and noise > 0 and max(rates) <= RATE_JUMPS * rates[0]:
             _follow_rise(state, step, level, noise, closed)
     usual = [s.loss for s in window.steps if math.isfinite(s.loss)]
+    state |= {"steps": state["steps"] + len(usual), "rates": rates}
     if state["open"] is None:
         state["recent"] = [*recent, *usual][-4 * BLOCK :]
     if closed or (window.ended and state["steps"]):

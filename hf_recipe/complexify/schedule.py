@@ -151,6 +151,7 @@ class SchedulePace(Measurement):
     rate: float
 
 
+COMPARED = 16  # steps of a window; all of them early in a run, where windows are short
 PACES = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 # The surplus steps may come before the optimizer's first one (from a training_step) or after it.
 CADENCES = tuple((p, ahead) for p in PACES for ahead in sorted({0, max(p - 1, 0)}))
@@ -166,15 +167,16 @@ NAMED = tuple((each, _key(*each)) for each in CADENCES)
 def fold_pace(
     state: State, window: Window, seen: Mapping[str, Measurement]
 ) -> tuple[State, SchedulePace | None]:
-    """Hold each rate against the planned one that every pace would have given."""
+    """Hold some rates of each window against the planned ones that every pace would give."""
     plan = seen.get(ScheduleSummary.kind())
     if not isinstance(plan, ScheduleSummary) or not plan.peak > 0:
         return state, None
     tally: dict[str, list[int]] = {name: [0, 0] for _, name in NAMED} | dict(state)
     step, rate = 0, 0.0
-    for done in window.steps:
+    known = [s for s in window.steps if (s.step - 1) % plan.every == 0]
+    for done in known[:: max(1, len(known) // COMPARED)]:
         point = (done.step - 1) // plan.every
-        if (done.step - 1) % plan.every or point >= len(plan.planned):
+        if point >= len(plan.planned):
             continue
         step, rate = done.step, done.learning_rate
         for (pace, ahead), name in NAMED:
@@ -287,20 +289,7 @@ def judge_schedule(
         ValueError: no rates, or rates that are negative or not finite.
     """
     schedule = summarise(learning_rates, steps_per_epoch, continuation=continuation)
-    return [
-        Finding(
-            check=check.name,
-            stage=check.stage,
-            severity=fault.severity or check.severity,
-            message=fault.message,
-            subject=fault.subject,
-            evidence=dict(fault.evidence),
-            why=check.why,
-            fix=fault.fix or check.fix,
-        )
-        for check in CHECKS
-        for fault in check.judge(schedule)
-    ]
+    return [check.finding(fault) for check in CHECKS for fault in check.judge(schedule)]
 
 
 def take(subject: Any) -> Iterable[ScheduleSummary | Curve]:

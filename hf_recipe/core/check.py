@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from hf_recipe.core.exhibit import Answer, Exhibit
-from hf_recipe.core.finding import Fault, Moment, Severity, Stage
+from hf_recipe.core.finding import Fault, Finding, Moment, Severity, Stage
 
 M = TypeVar("M", bound="Measurement")
 
@@ -240,6 +240,31 @@ class Check:
             return
         accepted = inspect.signature(judge).parameters
         yield from judge(measurement, **{k: v for k, v in thresholds.items() if k in accepted})
+
+    def finding(
+        self,
+        fault: Fault,
+        *,
+        split: str = "",
+        step: int | None = None,
+        severity: Mapping[str, Any] | None = None,
+    ) -> Finding:
+        """What a fault of this check becomes; `severity` by check goes before everything else."""
+        return Finding(
+            check=self.name,
+            stage=self.stage,
+            severity=(severity or {}).get(self.name) or fault.severity or self.severity,
+            message=fault.message,
+            subject=fault.subject,
+            evidence=dict(fault.evidence),
+            why=self.why,
+            fix=fault.fix or self.fix,
+            examples=fault.examples,
+            quotes=fault.quotes,
+            split=split,
+            step=step,
+            last_step=step,
+        )
 
 
 @functools.cache

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -170,6 +171,17 @@ class Series:
                 self.x.append(float(x))
                 self.y.append(float(y))
         self.seen += 1
+
+    def extend(self, points: Sequence[tuple[float, float]]) -> None:
+        """Add one point after the other; at once where the room is there."""
+        kept = points[-self.seen % self.stride :: self.stride]
+        if len(self.x) + len(kept) > self.limit:
+            for x, y in points:
+                self.add(x, y)
+            return
+        self.x += [float(x) for x, _ in kept]
+        self.y += [float(y) for _, y in kept]
+        self.seen += len(points)
 
     def line(self, name: str) -> Line:
         return Line(name, tuple(self.x), tuple(self.y))

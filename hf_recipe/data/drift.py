@@ -141,9 +141,9 @@ def drift(subject: Subject, train: Source, evaluation: Source) -> SplitDrift:
 
 def p_of(area_under: float, rows: int, rest: int) -> float:
     """Chance of such an AUC where nothing can be told (Mann and Whitney 1947)."""
-    from scipy.stats import norm
+    from scipy.special import ndtr
 
-    return float(norm.sf((area_under - 0.5) / auc_error(rows, rest)))
+    return float(ndtr((0.5 - area_under) / auc_error(rows, rest)))
 
 
 def _single(

@@ -21,7 +21,7 @@ from hf_recipe.data.source import Roles, Source
 from hf_recipe.data.suspect_label import margins_of
 from hf_recipe.instruments.batches import Rows
 from hf_recipe.instruments.interview import Interview, Question
-from hf_recipe.instruments.journal import Journal, read_journal
+from hf_recipe.instruments.journal import Journal, standing
 
 KIND = "hf_recipe labels patch"
 KEEP, DROP = "keep the label", "drop the row"
@@ -137,16 +137,8 @@ class ApplyReview(Step):
 
     def decisions(self) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
         """The header, and the last line of each question that stands."""
-        lines = read_journal(self.path)
-        if not lines or lines[0].get("kind") != KIND:
-            raise ValueError(f"{self.path} is not a labels patch")
-        standing: dict[int, dict[str, Any]] = {}
-        for line in lines[1:]:
-            if "undo" in line:
-                standing.pop(line["undo"], None)
-            else:
-                standing[line["item"]] = line
-        return lines[0], {n: ln for n, ln in standing.items() if ln["choice"] is not None}
+        header, lines = standing(self.path, KIND, "labels patch")
+        return header, {n: line for n, line in lines.items() if line["choice"] is not None}
 
     def parameters(self) -> dict[str, Any]:
         return {"patch": self.decisions()}

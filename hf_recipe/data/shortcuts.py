@@ -124,11 +124,11 @@ def measure(subject: Subject, sample: Sample) -> LabelShortcuts:
 
 def smallest_visible(positive: int, rest: int, chance: float = CHANCE) -> float:
     """The AUC that a test at `chance` sees four times in five."""
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
     if not positive or not rest:
         return 1.0
-    return min(1.0, 0.5 + (float(norm.isf(chance)) + POWER) * auc_error(positive, rest))
+    return min(1.0, 0.5 + (POWER - float(ndtri(chance))) * auc_error(positive, rest))
 
 
 def content_trial(subject: Subject, sample: Sample) -> Trial:

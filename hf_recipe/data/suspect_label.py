@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from hf_recipe.core.check import Check, Measurement, private
 from hf_recipe.core.finding import Fault
@@ -143,12 +143,12 @@ def estimated_rate(margins: Floats) -> float:
 
 def overlap_mistakes(share: float) -> float:
     """Mistakes in the surest fifth of two overlapping bells with `share` of mistakes overall."""
-    distance = -2 * norm.ppf(min(max(share, 1e-4), 0.499))
+    distance = -2 * ndtri(min(max(share, 1e-4), 0.499))
     x = np.linspace(0, 12, 6001)
-    density = norm.pdf(x - distance / 2) + norm.pdf(x + distance / 2)
+    mistakes = np.exp(-((x + distance / 2) ** 2) / 2)
+    density = mistakes + np.exp(-((x - distance / 2) ** 2) / 2)
     beyond = np.cumsum(density[::-1])[::-1]
     sure = beyond <= SURE * beyond[0]
-    mistakes = norm.pdf(x + distance / 2)
     return float(mistakes[sure].sum() / density[sure].sum())
 
 

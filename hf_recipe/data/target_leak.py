@@ -25,6 +25,7 @@ from hf_recipe.data.asked import CALL, asking
 from hf_recipe.data.cheap import (
     ALPHA,
     Trial,
+    average_ranks,
     binned,
     kernel,
     looked_up,
@@ -232,8 +233,6 @@ def lines(targets: Floats, sample: Sample, columns: dict[str, Floats]) -> list[G
 
 def fit(values: Floats, targets: Floats, held: npt.NDArray[np.bool_]) -> float:
     """R squared on held-out rows of a line, or of the ranks where that is more."""
-    from scipy.stats import rankdata
-
     good = np.isfinite(values) & np.isfinite(targets)
     taught, judged = good & ~held, good & held
     if min(taught.sum(), judged.sum()) < 20 or np.ptp(values[taught]) == 0:
@@ -241,7 +240,7 @@ def fit(values: Floats, targets: Floats, held: npt.NDArray[np.bool_]) -> float:
     slope, start = np.polyfit(values[taught], targets[taught], 1)
     error = targets[judged] - slope * values[judged] - start
     straight = 1 - float((error**2).mean()) / max(float(targets[judged].var()), 1e-300)
-    ranks = np.corrcoef(rankdata(values[judged]), rankdata(targets[judged]))[0, 1]
+    ranks = np.corrcoef(average_ranks(values[judged]), average_ranks(targets[judged]))[0, 1]
     return max(straight, float(ranks**2) if np.isfinite(ranks) else 0.0)
 
 

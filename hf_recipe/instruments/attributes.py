@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Callable, Iterable
+from operator import is_
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def remembered(objects: Iterable[Any]) -> Undo:
     Args:
         objects: modules (their hooks are remembered too), Trainers, data sets, collators.
     """
-    undoes = [undo for item in objects for undo in (_attributes(item), *_hooks(item))]
+    undoes = [undo for item in objects for undo in (_attributes(item), _hooks(item))]
 
     def put_back() -> None:
         for undo in undoes:
@@ -45,34 +46,51 @@ def _attributes(item: Any) -> Undo:
     """Plain attributes of one object: bound as they were, containers filled as they were."""
     own = vars(item)
     skipped = INTERNAL if isinstance(item, nn.Module) else frozenset[str]()
-    kept = {name: value for name, value in own.items() if name not in skipped}
-    refills = [refill for value in kept.values() for refill in _contents(value)]
+    kept = own.copy()
+    refills = [
+        refill
+        for name, value in own.items()
+        if type(value) not in SCALARS and name not in skipped
+        for refill in _contents(value)
+    ]
 
     def put_back() -> None:
-        for name in [n for n in own if n not in kept and n not in skipped]:
-            if isinstance(own[name], (*SCALARS, *CONTAINERS)):
-                del own[name]
-        for name, value in kept.items():
-            plain = isinstance(value, (*SCALARS, *CONTAINERS, torch.Tensor))
-            if plain and own.get(name, own) is not value:
-                own[name] = value
+        if not _same(own, kept):
+            _rebind(own, kept, skipped)
         for refill in refills:
             refill()
 
     return put_back
 
 
-def _hooks(item: Any) -> list[Undo]:
-    if not isinstance(item, nn.Module):
-        return []
-    filled = [(vars(item)[name], frozenset(vars(item)[name])) for name in HOOKS]
+def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether both hold the same objects by the same names, in the same order."""
+    names = len(a) == len(b) and all(map(is_, a, b))
+    return names and all(map(is_, a.values(), b.values()))
+
+
+def _rebind(own: dict[str, Any], kept: dict[str, Any], skipped: frozenset[str]) -> None:
+    """Bind what is plain as in `kept`, and take away what is new."""
+    for name in [n for n in own if n not in kept and n not in skipped]:
+        if isinstance(own[name], (*SCALARS, *CONTAINERS)):
+            del own[name]
+    for name, value in kept.items():
+        plain = isinstance(value, (*SCALARS, *CONTAINERS, torch.Tensor))
+        if plain and name not in skipped and own.get(name, own) is not value:
+            own[name] = value
+
+
+def _hooks(item: Any) -> Undo:
+    own = vars(item) if isinstance(item, nn.Module) else {}
+    filled = [(own[name], frozenset(own[name])) for name in HOOKS if name in own]
 
     def put_back() -> None:
         for hooks, known in filled:
-            for added in [key for key in hooks if key not in known]:
-                del hooks[added]
+            if hooks:
+                for added in hooks.keys() - known:
+                    del hooks[added]
 
-    return [put_back]
+    return put_back
 
 
 def _contents(value: Any) -> list[Undo]:

@@ -100,9 +100,15 @@ class Rows:
         return [(i * total) // count + total // (2 * count) for i in range(count)]
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Collate the rows at `indices`. Reading may draw random numbers: call it quietly."""
-        features = [self.read[int(i)] for i in indices]
-        return Batch(dict(self.collate(features)), tuple(int(i) for i in indices))
+        """Collate the rows at `indices`. Reading may draw random numbers: call it quietly.
+
+        They are read together where the data set can, as a DataLoader reads them: a transform that
+        is set on it then sees the whole batch.
+        """
+        places = [int(i) for i in indices]
+        together = getattr(self.read, "__getitems__", None)
+        features = together(places) if together else [self.read[i] for i in places]
+        return Batch(dict(self.collate(features)), tuple(places))
 
     def batches(self, indices: Sequence[int], size: int) -> Iterator[Batch]:
         """Collate the rows at `indices`, `size` at a time."""

@@ -124,7 +124,7 @@ def paired_gain(
     Raises:
         ValueError: the two were not evaluated on the same rows with the same seeds.
     """
-    from scipy import stats
+    from scipy.special import stdtrit
 
     first, second = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
     if first.shape != second.shape or first.ndim != 2 or not first.shape[1]:
@@ -153,7 +153,7 @@ def paired_gain(
     if not variance > 0:
         return Gain(mean, mean, mean, seeds)
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
-    half = float(stats.t.ppf(0.5 + level / 2, freedom)) * math.sqrt(variance)
+    half = float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(variance)
     return Gain(mean, mean - half, mean + half, seeds)
 
 

@@ -65,6 +65,26 @@ def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return found
 
 
+def standing(
+    path: str | os.PathLike[str], kind: str, what: str
+) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+    """The header, and the last line of each item that was not undone.
+
+    Raises:
+        ValueError: `path` is not of this `kind`; the message says what it is not.
+    """
+    lines = read_journal(path)
+    if not lines or lines[0].get("kind") != kind:
+        raise ValueError(f"{path} is not a {what}")
+    found: dict[int, dict[str, Any]] = {}
+    for line in lines[1:]:
+        if "undo" in line:
+            found.pop(line["undo"], None)
+        else:
+            found[line["item"]] = line
+    return lines[0], found
+
+
 def _drop_torn_line(path: Path) -> None:
     if not path.exists():
         return

@@ -117,17 +117,19 @@ class LayerWatch:
     samples: list[LayerSample] = field(default_factory=list)
     _held: list[_Held] = field(default_factory=list)
     _empty: bool = False
+    _sizes: list[int] = field(default_factory=list)
     _gradients: torch.Tensor | None = None
     _weights: torch.Tensor | None = None
 
     @torch.no_grad()
     def before(self, model: nn.Module, optimizer: Any) -> None:
         """Copy gradients and weights of the sampled elements; call it right before the update."""
-        self._empty = all(p.grad is None for p in model.parameters())
+        named = list(model.named_parameters())
+        self._empty = all(p.grad is None for _, p in named)
         groups = {id(p): g for g in optimizer.param_groups for p in g["params"]}
         reached = [
             (n, p)
-            for n, p in model.named_parameters()
+            for n, p in named
             if id(p) in groups and p.grad is not None and not p.grad.is_sparse and p.numel()
         ]
         chosen = reached[:: -(-len(reached) // TENSORS)] if reached else []
@@ -143,7 +145,8 @@ class LayerWatch:
             )
         self.count += 1
         if self._held:
-            self._gradients = torch.cat([_part(h, h.parameter.grad) for h in self._held])
+            parts = [_part(h, h.parameter.grad) for h in self._held]
+            self._gradients, self._sizes = torch.cat(parts), [len(part) for part in parts]
             self._weights = torch.cat([_part(h, h.parameter) for h in self._held])
 
     @torch.no_grad()
@@ -194,7 +197,7 @@ class LayerWatch:
         assert self._gradients is not None
         assert self._weights is not None
         device = now.device
-        sizes = [_part(h, h.parameter).numel() for h in self._held]
+        sizes = self._sizes
         owner = torch.repeat_interleave(
             torch.arange(len(sizes), device=device), torch.tensor(sizes, device=device)
         )
@@ -246,7 +249,8 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _part(held: _Held, tensor: torch.Tensor | None) -> torch.Tensor:
-    """The sampled elements, of this process's shard where there are several."""
+    """The sampled elements, of this process's shard where there are several; in no_grad."""
     assert tensor is not None
     local: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return local.detach().reshape(-1)[held.start :: held.stride].float()
+    flat = local.reshape(-1)
+    return (flat[held.start :: held.stride] if held.stride > 1 else flat).float()

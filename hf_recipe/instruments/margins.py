@@ -26,6 +26,9 @@ MOST_KEPT = 1 << 20  # logits that may wait for a flush
 KNOWS = 0.5  # share of the rows contradicted, up to which the run is a witness at all
 RECENT, CHUNK = 128, 16  # rows of which that is the share, and after how many it is told anew
 STRANGE = 0.05  # share of the rows whose label changes, from which row numbers are not believed
+UNNUMBERED = "which rows a batch holds is not known"
+
+MicroBatch = tuple[list[torch.Tensor], Any, tuple[int, ...]]  # logits heard, labels, rows
 
 
 class MarginWatch:
@@ -51,9 +54,8 @@ class MarginWatch:
         self.others = np.zeros(size, dtype=np.int32)
         self._strange = self._seen = self._kept = 0
         self._contradicted = 1.0  # running share of the recent rows
-        self._shapes: Any = None  # of the last micro-batch that was suited
         self._logits: list[torch.Tensor] = []
-        self._waiting: list[tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]] = []
+        self._waiting: list[MicroBatch] = []
         self._done: list[tuple[Any, Any, Any, Any]] = []
         self._hook: Any = None
         self.listening = False
@@ -92,20 +94,16 @@ class MarginWatch:
     def add(self, labels: Any, rows: tuple[int, ...]) -> None:
         """One micro-batch has run: `labels` of its `rows`, in order."""
         logits, self._logits = self._logits, []
-        if not self.listening or self.reason:
+        if not self.listening:
             return
-        shapes = _shapes(logits, labels, rows)
-        if shapes is None or shapes != self._shapes:
-            reason = _unsuited(logits, labels, rows)
-            if reason:
-                if len(rows) == 0 or not self._seen:  # a batch cut short is skipped, no more
-                    self.reason = reason
-                    self.disarm()
+        if not self._seen:
+            self.reason = _unsuited(logits, labels, rows)
+            if self.reason:
+                self.disarm()
                 return
-            self._shapes = shapes
         self._seen += len(rows)
-        self._waiting.append((logits[0], labels, rows))
-        self._kept += logits[0].numel()
+        self._waiting.append((logits, labels, rows))
+        self._kept += logits[0].numel() if logits else 0
         if self._kept > MOST_KEPT:
             self._compute()
 
@@ -152,18 +150,23 @@ class MarginWatch:
     @torch.no_grad()
     def _compute(self) -> None:
         waiting, self._waiting, self._kept = self._waiting, [], 0
+        if not all(rows for _, _, rows in waiting):
+            self.reason = UNNUMBERED
+            self.disarm()
+        waiting = [item for item in waiting if not _unsuited(*item)]  # one cut short is skipped
         if not waiting:
             return
-        width = waiting[0][0].shape[1]
-        waiting = [item for item in waiting if item[0].shape[1] == width]
-        logits = torch.cat([z for z, _, _ in waiting]).float()
-        labels = torch.cat([y.reshape(-1).to(logits.device) for _, y, _ in waiting]).long()
+        width = waiting[0][0][0].shape[1]
+        waiting = [item for item in waiting if item[0][0].shape[1] == width]
+        logits = torch.cat([z[0] for z, _, _ in waiting]).float()
+        labels = torch.cat([y if y.ndim == 1 else y.reshape(-1) for _, y, _ in waiting])
+        labels = labels.to(logits.device).long()
         inside = (labels >= 0) & (labels < width)
         places = torch.where(inside, labels, 0)[:, None]
         own = logits.gather(1, places)[:, 0]
         best = logits.scatter(1, places, -torch.inf).max(dim=1)
         found = torch.stack([own - best.values, best.indices.float(), labels.float()]).cpu().numpy()
-        rows = np.concatenate([np.asarray(r, dtype=np.int64) for _, _, r in waiting])
+        rows = np.array([row for _, _, r in waiting for row in r], dtype=np.int64)
         good = inside.cpu().numpy() & np.isfinite(found[0]) & (rows % self.stride == 0)
         self._done.append((rows[good], found[0][good], found[2][good], found[1][good]))
 
@@ -186,20 +189,14 @@ class MarginWatch:
 
     def _knows(self, margins: Any) -> npt.NDArray[np.bool_]:
         """Which margins, in their order, were taken while most recent labels were confirmed."""
-        knows = np.zeros(len(margins), dtype=bool)
-        for start in range(0, len(margins), CHUNK):
-            chunk = margins[start : start + CHUNK]
-            knows[start : start + CHUNK] = self._contradicted <= KNOWS
-            wrong = float((chunk < 0).mean())
-            self._contradicted += (wrong - self._contradicted) * min(1.0, len(chunk) / RECENT)
-        return knows
-
-
-def _shapes(logits: list[torch.Tensor], labels: Any, rows: tuple[int, ...]) -> Any:
-    """What a suited micro-batch is known by at its next coming; None: it is to be looked at."""
-    if len(logits) != 1 or not isinstance(labels, torch.Tensor):
-        return None
-    return logits[0].shape, labels.shape, labels.dtype, len(rows)
+        starts = np.arange(0, len(margins), CHUNK)
+        sizes = np.minimum(CHUNK, len(margins) - starts)
+        wrong = np.add.reduceat((margins < 0).astype(int), starts) / sizes
+        knows = []
+        for share, size in zip(wrong.tolist(), sizes.tolist(), strict=True):
+            knows.append(self._contradicted <= KNOWS)
+            self._contradicted += (share - self._contradicted) * min(1.0, size / RECENT)
+        return np.repeat(np.array(knows, dtype=bool), sizes)
 
 
 def _unsuited(logits: list[torch.Tensor], labels: Any, rows: tuple[int, ...]) -> str:
@@ -208,8 +205,9 @@ def _unsuited(logits: list[torch.Tensor], labels: Any, rows: tuple[int, ...]) ->
         return "the labels are no class numbers"
     if len(logits) != 1:
         return f"a step runs the model {len(logits)} times, or its logits are not seen"
-    if logits[0].ndim != 2 or logits[0].shape[1] < 2 or labels.numel() != logits[0].shape[0]:
+    shape = logits[0].shape
+    if len(shape) != 2 or shape[1] < 2 or labels.numel() != shape[0]:
         return "there is not one label for each row, of two classes or more"
-    if len(rows) != labels.numel():
-        return "which rows a batch holds is not known"
+    if len(rows) != shape[0]:
+        return UNNUMBERED
     return ""

@@ -40,14 +40,14 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        given = {each._cdata for each in _storages((args, kwargs))}
         made = function(*args, **(kwargs or {}))
-        for value in tree_leaves(made):
-            if isinstance(value, torch.Tensor) and value.layout is torch.strided:
-                self._note(value)
+        for storage in _storages(made):
+            if storage._cdata not in given:  # else a view of what was there, or written in place
+                self._note(storage)
         return made
 
-    def _note(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
+    def _note(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
         if key in self._alive:
             return
@@ -59,6 +59,14 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive[key] = weakref.ref(storage, freed)
         self.now += size
         self.peak = max(self.peak, self.now)
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [
+        value.untyped_storage()
+        for value in tree_leaves(values)
+        if isinstance(value, torch.Tensor) and value.layout is torch.strided
+    ]
 
 
 def free_bytes(device: torch.device) -> int:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from hf_recipe.core.exhibit import Series
 from hf_recipe.instruments.distributed import mean_over_ranks, world_size
+from hf_recipe.instruments.layers import whole
 from hf_recipe.instruments.window import Step
 
 FLUSH_EVERY, EARLY, LATE = 16, 128, 512
@@ -31,15 +32,14 @@ def flushes_at(step: int) -> bool:
     return step % (FLUSH_EVERY if step <= EARLY else 32 if step <= LATE else 64) == 0
 
 
-@dataclass
-class _Pending:
-    """A finished step whose numbers still lie on the device."""
+class _Done(NamedTuple):
+    """A finished step; on an accelerator its losses and its norm still lie there."""
 
     step: int
-    micro: list[torch.Tensor]
+    losses: list[torch.Tensor | float]
     norm: torch.Tensor | float | None
     learning_rate: float
-    rows: tuple[int, ...]
+    rows: list[int]
     seconds: float
     waiting: float
 
@@ -49,28 +49,30 @@ class Recorder:
     """Collects one run's steps. `active` False makes every method return at once.
 
     Attributes:
-        micro_batches: losses of the current step's micro-batches so far, on the device.
+        micro_batches: losses of the current step's micro-batches so far: numbers on a CPU, where
+            nobody waits for them; elsewhere tensors.
         curves: bounded series of loss, learning rate and gradient norm by step.
     """
 
     active: bool = True
-    micro_batches: list[torch.Tensor] = field(default_factory=list)
+    micro_batches: list[torch.Tensor | float] = field(default_factory=list)
     norm: torch.Tensor | float | None = None
     rows: list[int] = field(default_factory=list)
     waiting: float = 0.0
     learning_rate: float = math.nan
     last_step: int = 0
     curves: dict[str, Series] = field(default_factory=dict)
-    _pending: list[_Pending] = field(default_factory=list)
+    _done: list[_Done] = field(default_factory=list)
     _finite: bool = True
 
     def add(self, loss: torch.Tensor) -> bool:
-        """Take in a micro-batch's loss. False: it is not finite.
-
-        It is read on a CPU alone, where nobody waits for it; elsewhere the next flush will tell.
-        """
-        self.micro_batches.append(loss)
-        if not loss.is_cpu or math.isfinite(loss.item()):
+        """Take in a micro-batch's loss. False: it is not finite, as far as a CPU alone can tell."""
+        if not loss.is_cpu:
+            self.micro_batches.append(loss)
+            return True
+        value = loss.item()
+        self.micro_batches.append(value)
+        if math.isfinite(value):
             return True
         self._finite = False
         return False
@@ -84,8 +86,8 @@ class Recorder:
         self.last_step = step
         finite = self._finite
         if self.micro_batches:
-            held = (self.micro_batches, self.norm, self.learning_rate, tuple(self.rows))
-            self._pending.append(_Pending(step, *held, seconds + self.waiting, self.waiting))
+            held = (self.micro_batches, self.norm, self.learning_rate, self.rows)
+            self._done.append(_Done(step, *held, seconds + self.waiting, self.waiting))
         self._next_step()
         return finite
 
@@ -100,66 +102,66 @@ class Recorder:
             factor: micro-batches of a step -> what the sum of their losses is divided by to give
                 the mean loss in the model's own unit.
         """
-        pending, self._pending = self._pending, []
-        if not pending:
+        done, self._done = self._done, []
+        if not done:
             return ()
-        device = pending[0].micro[0].device
-        flat = [loss for item in pending for loss in item.micro]
-        stacked = torch.cat([_stack(flat, device), _stack([i.norm for i in pending], device)])
-        values = (mean_over_ranks(stacked) if world_size() > 1 else stacked).tolist()
-        losses, grad_norms = values[: len(flat)], values[len(flat) :]
+        losses = read_out([loss for item in done for loss in item.losses] + [i.norm for i in done])
+        norms = losses[-len(done) :]
+        scales = {count: factor(count) for count in {len(item.losses) for item in done}}
         steps, place = [], 0
-        for item, norm in zip(pending, grad_norms, strict=True):
-            count = len(item.micro)
-            own = losses[place : place + count]
+        for item, norm in zip(done, norms, strict=True):
+            count = len(item.losses)
+            unit = scales[count] / count
+            micro = [loss / unit for loss in losses[place : place + count]]
             place += count
-            scale = factor(count)
             steps.append(
                 Step(
-                    step=item.step,
-                    loss=sum(own) / scale,
-                    learning_rate=item.learning_rate,
-                    grad_norm=None if item.norm is None else norm,
-                    micro_losses=tuple(value * count / scale for value in own),
-                    rows=item.rows,
-                    seconds=item.seconds,
-                    waiting=item.waiting,
+                    item.step,
+                    sum(micro) / count,
+                    item.learning_rate,
+                    None if item.norm is None else norm,
+                    tuple(micro),
+                    tuple(item.rows),
+                    item.seconds,
+                    item.waiting,
                 )
             )
         self._draw(steps)
         return tuple(steps)
 
     def _draw(self, steps: list[Step]) -> None:
-        for step in steps:
-            for name, value in (
-                ("loss", step.loss),
-                ("learning rate", step.learning_rate),
-                ("gradient norm", step.grad_norm),
-            ):
-                if value is not None and math.isfinite(value):
-                    self.curves.setdefault(name, Series()).add(step.step, value)
+        for name, values in (
+            ("loss", [(step.step, step.loss) for step in steps]),
+            ("learning rate", [(step.step, step.learning_rate) for step in steps]),
+            ("gradient norm", [(s.step, s.grad_norm) for s in steps if s.grad_norm is not None]),
+        ):
+            points = [point for point in values if math.isfinite(point[1])]
+            if points:
+                self.curves.setdefault(name, Series()).extend(points)
 
     def drop(self) -> None:
         """Forget what has not been flushed: a step that was not finished, an earlier attempt."""
         self._next_step()
-        self._pending = []
+        self._done = []
 
 
-def _stack(values: Sequence[torch.Tensor | float | None], device: torch.device) -> torch.Tensor:
-    """One float32 vector of scalars; the usual ones, plain tensors, in one operation."""
-    plain = [value for value in values if type(value) is torch.Tensor and value.device == device]
-    if len(plain) < len(values):
-        plain = [_as_tensor(value, device) for value in values]
-    return torch.stack(plain).detach().float().flatten()
+def read_out(values: Sequence[torch.Tensor | float | None]) -> list[float]:
+    """Scalars as numbers, averaged over ranks; None as 0. One copy and one collective for all."""
+    devices = {value.device for value in values if isinstance(value, torch.Tensor)}
+    device = next((each for each in devices if each.type != "cpu"), None)
+    if device is None:
+        numbers = [whole(v).item() if isinstance(v, torch.Tensor) else v or 0.0 for v in values]
+        return numbers if world_size() == 1 else mean_over_ranks(torch.tensor(numbers)).tolist()
+    scalars = [value for value in values if type(value) is torch.Tensor and not value.ndim]
+    if len(devices) > 1 or len(scalars) < len(values):
+        scalars = [_scalar(value, device) for value in values]
+    return mean_over_ranks(torch.stack(scalars).detach().float()).tolist()
 
 
-def _as_tensor(value: torch.Tensor | float | None, device: torch.device) -> torch.Tensor:
-    if value is None:
-        return torch.zeros((), device=device)
+def _scalar(value: torch.Tensor | float | None, device: torch.device) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
-        return torch.tensor(float(value), device=device)
-    whole: torch.Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
-    return whole.detach().float().to(device)
+        return torch.tensor(value or 0.0, device=device)
+    return whole(value).detach().float().to(device).reshape(())
 
 
 class RowRecorder(torch.utils.data.BatchSampler):

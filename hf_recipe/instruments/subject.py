@@ -8,7 +8,7 @@ Trainer's dataloader.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,19 +118,18 @@ class Subject:
             raise Skip(reason)
         return rows.batch(rows.evenly_spaced(size)).to(self.device)
 
-    def batches(self, split: str, *, rows: int, size: int | None = None) -> list[Batch]:
-        """Up to `rows` evenly spaced rows in batches of `size`."""
+    def batches(self, split: str, *, rows: int, size: int | None = None) -> Iterator[Batch]:
+        """Up to `rows` evenly spaced rows in batches of `size`, each made when it is asked for."""
         size = size or int(getattr(self.args, "per_device_train_batch_size", 8))
         if split == "train" and self.first_inputs is not None:
-            return [Batch.of_inputs(self.first_inputs, self.device)]
+            return iter([Batch.of_inputs(self.first_inputs, self.device)])
         source = self.rows(split)
         reason = stream_reason(source) or self.overridden(split)
         if reason:
             raise Skip(reason)
         chosen = source.evenly_spaced(rows)
-        return [
-            source.batch(chosen[i : i + size]).to(self.device) for i in range(0, len(chosen), size)
-        ]
+        parts = (chosen[i : i + size] for i in range(0, len(chosen), size))
+        return (source.batch(part).to(self.device) for part in parts)
 
     def overridden(self, split: str) -> str | None:
         """Why own rows would not be what the Trainer feeds, or None where they are."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import t as student
+from scipy.special import stdtr
 
 from hf_recipe.instruments.numbers import number_of, numbers_of
 
@@ -94,14 +94,13 @@ class LearningCurve:
             centres.append(centre)
         weights = np.array([power.weight for power in self.powers])
         middle, width = np.array(centres), np.array(widths)
-        spread = student(self.freedom)
         tail = (1 - self.level) / 2
 
         def quantile(share: float) -> float:
             reach = 60 * float(width.max())
             return float(
                 brentq(
-                    lambda v: float(weights @ spread.cdf((v - middle) / width)) - share,
+                    lambda v: float(weights @ stdtr(self.freedom, (v - middle) / width)) - share,
                     float(middle.min()) - reach,
                     float(middle.max()) + reach,
                 )

@@ -89,7 +89,7 @@ def _first_loss(lab: Lab, subject: Subject) -> None:
     """-log(1/n) beside the loss that the fresh model has."""
     with quiet(subject.model, trainer=subject.trainer):
         subject.model.eval()
-        batches = subject.batches("train", rows=256, size=64)
+        batches = list(subject.batches("train", rows=256, size=64))
         weights = [len(batch) for batch in batches]
         with torch.no_grad():
             losses = [float(subject.compute_loss(batch.inputs)) for batch in batches]

@@ -17,25 +17,15 @@ from hf_recipe.baselines.optimizer_wiring import ParametersMoved, ParameterWatch
 from hf_recipe.baselines.step_gradient import RETRACE_STEP, STEPS, TRAIL, StepGradient, StepTrail
 from hf_recipe.catalogue import PROBES
 from hf_recipe.complexify.accumulates import GradientLeft, gradients_left
-from hf_recipe.complexify.batchnorm_ranks import RankStatistics, plain, statistics_of
-from hf_recipe.complexify.batchnorm_ranks import compared as statistics_compared
 from hf_recipe.complexify.dead_units import ActivationUnits, ActivationWatch
 from hf_recipe.complexify.nonfinite_origin import FIND_ORIGIN, NonFiniteOrigin
-from hf_recipe.complexify.rank_noise import DRAW_NOISE, DRAWN, LOADER
-from hf_recipe.complexify.rank_noise import compared as noise_compared
-from hf_recipe.complexify.ranks import (
-    RankWeights,
-    batches_of,
-    checksum,
-    fingerprint,
-    weights_of,
-)
+from hf_recipe.complexify.ranks import RankWeights
 from hf_recipe.complexify.resuming import CHECKPOINT, MEASURE_RESUMED, SAVED
 from hf_recipe.data.suspect_label import LabelSuspects, weigh
 from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.answers import Answers
 from hf_recipe.instruments.batches import has_rows
-from hf_recipe.instruments.distributed import from_all_ranks, from_rank_0, world_size
+from hf_recipe.instruments.distributed import from_rank_0, world_size
 from hf_recipe.instruments.layers import (
     LayerSamples,
     LayerWatch,
@@ -51,12 +41,10 @@ from hf_recipe.instruments.subject import Plan, Subject
 from hf_recipe.instruments.window import Evaluation
 from hf_recipe.regularize.metric_agreement import RecountedMetric, recounted, shift_of
 from hf_recipe.trainer import preflight
+from hf_recipe.trainer.rank_watch import RankWatch
 
 WATCHED_STEPS = 3  # the first may have a rate of zero, and adapters move from the second on
 LEFT_OVER_AT = (2, 3)  # steps before whose first backward pass there must be no gradient
-FINGERPRINTS = 4  # micro-batches of each rank that are compared
-RANKS_EVERY = 64
-NORMS_AT = 4  # the step whose first forward pass is compared: every rank has had its own rows
 
 
 class CloserLook:
@@ -76,9 +64,7 @@ class CloserLook:
         self._model: nn.Module | None = None
         self._searched = False
         self._trail: StepTrail | None = None
-        self._prints: list[str] | None = None
-        self._norms: Any = None  # BatchNorm's statistics as a forward pass began
-        self._norm_hook: Any = None  # on all ranks from that step to the next flush
+        self.ranks = RankWatch(examiner, trainer)
         self._step = self._nth = 0  # the run's step, and the steps since it began or resumed
         self.due = True  # whether this step is one to look at; most are not, and cost nothing
         self.next_due = 0  # the next such step that is known
@@ -98,9 +84,7 @@ class CloserLook:
         self.margins = self._watch_margins(model, plan)
         if self.margins is not None:
             self.margins.restore(margins or {})
-        if world_size() == 1:
-            self.examiner.skip((RankStatistics,), "there is one process")
-        self._prints = [] if world_size() > 1 and not self._model_parallel() else None
+        self.ranks.begin(model)
         if self.trainer is not None and preflight.sharded(self.trainer):
             self._watch_shards(model)
             return
@@ -110,7 +94,7 @@ class CloserLook:
         if self.examiner.judging((LayerSamples,)):
             self._layers = LayerWatch()
         if self.examiner.judging((ActivationUnits,)):
-            self._units = None if self._compiled() else ActivationWatch()
+            self._units = None if preflight.compiled(self.trainer) else ActivationWatch()
 
     def _watch_shards(self, model: nn.Module) -> None:
         """No process holds a parameter whole: sums by layer are what can be compared."""
@@ -127,18 +111,25 @@ class CloserLook:
         """Take the hooks off."""
         if self._units is not None:
             self._units.disarm()
-        if self._norm_hook is not None:
-            self._norm_hook.remove()
-            self._norm_hook = self._norms = None
+        self.ranks.end()
         if self.margins is not None:
             self.margins.disarm()
+
+    def go_on(self) -> None:
+        """Hear the model again, after an `end` in mid-run."""
+        watch = self.margins
+        if self._model is None or watch is None or watch.reason:
+            return
+        if self._step <= watch.last_step:
+            watch.arm(self._model)
 
     def _watch_margins(self, model: nn.Module, plan: Plan | None) -> MarginWatch | None:
         if not self.examiner.judging((LabelSuspects,)):
             return None
         data: Any = getattr(self.trainer, "train_dataset", None)
-        if self._compiled() or not has_rows(data):
-            reason = "the model is compiled" if self._compiled() else "rows have no numbers here"
+        compiled = preflight.compiled(self.trainer)
+        if compiled or not has_rows(data):
+            reason = "the model is compiled" if compiled else "rows have no numbers here"
             self.examiner.skip((LabelSuspects,), reason)
             return None
         half = max(plan.total_steps // 2, plan.steps_per_epoch) if plan is not None else 0
@@ -152,7 +143,7 @@ class CloserLook:
             return False
         if not self.examiner.judging((StepGradient,)) or preflight.sharded(self.trainer):
             return False
-        return not self._compiled() and replaces(self.trainer, "training_step")
+        return not preflight.compiled(self.trainer) and replaces(self.trainer, "training_step")
 
     def finish(self, step: int) -> None:
         """The run is over: say what its first half told of the labels."""
@@ -181,17 +172,6 @@ class CloserLook:
         self.examiner.examine(PROBES[MEASURE_RESUMED.name], subject)
         self.checkpoint = None
 
-    def compare_noise(self, subject: Subject, loader: Any) -> None:
-        """Before step 1, on all ranks: do their workers draw the same variations?"""
-        subject.cache[LOADER] = loader
-        guard = functools.partial(preflight.guard_of, subject)
-        self.examiner.examine(PROBES[DRAW_NOISE.name], subject, guard)
-        if self.examiner.judging(DRAW_NOISE.measures):
-            everyone = from_all_ranks(subject.cache.get(DRAWN))
-            drawn = [each for each in everyone if each is not None]
-            if len(drawn) == len(everyone):
-                self.examiner.judge(noise_compared(drawn), "ranks")
-
     # ---------------------------------------------------------------- a step, in its order
 
     def step_begins(self, step: int) -> None:
@@ -200,9 +180,8 @@ class CloserLook:
         looks = looks_at(step)
         self.due = (
             looks
-            or self._nth <= NORMS_AT
+            or self.ranks.due(self._nth)
             or self._parameters is not None
-            or self._prints is not None
             or self._trail is not None
         )
         self.next_due = looks_after(step)
@@ -215,10 +194,7 @@ class CloserLook:
 
     def before_backward(self, inputs: Mapping[str, Any]) -> None:
         """The first micro-batch of a step: nothing may be left of the step before."""
-        if self._prints is not None and len(self._prints) < FINGERPRINTS:
-            self._prints.append(fingerprint(inputs))
-        if self._prints is not None and self._nth == NORMS_AT:
-            self._read_norms()
+        self.ranks.before_backward(inputs, self._nth)
         if self._step not in LEFT_OVER_AT or self._model is None:
             return
         sharded = self.trainer is not None and preflight.sharded(self.trainer)
@@ -253,7 +229,9 @@ class CloserLook:
     def watching(self, model: Any) -> AbstractContextManager[None]:
         """A context around one micro-batch: reads the modules' modes in two of the first steps."""
         # A hook on a compiled model would have it compiled again.
-        if self._modes is None or self._compiled() or not self._modes.wanted(self._nth):
+        if self._modes is None or not self._modes.wanted(self._nth):
+            return nullcontext()
+        if preflight.compiled(self.trainer):
             return nullcontext()
         bare = self.trainer.accelerator.unwrap_model(model)
         return self._modes.watching(model, bare, self._nth)
@@ -291,8 +269,8 @@ class CloserLook:
                 self.examiner.judge(units, "run", step=step)
         if self.margins is not None and flushed:
             self.margins.flush()
-        if flushed and world_size() > 1:
-            self._compare_ranks(step)
+        if flushed:
+            self.ranks.flushed(step)
 
     def recounts(self) -> bool:
         """Whether an evaluation's answers are wanted: there is a metric to count again."""
@@ -331,52 +309,6 @@ class CloserLook:
     def _left_by_clipping(self, norm: float) -> float:
         limit = float(self.trainer.args.max_grad_norm or 0) if self.trainer is not None else 0.0
         return min(1.0, limit / (norm + 1e-6)) if limit > 0 and math.isfinite(norm) else 1.0
-
-    def _compare_ranks(self, step: int) -> None:
-        model = self._model
-        sharded = self.trainer is not None and preflight.sharded(self.trainer)
-        usual = step in (1, 2, 8) or step % RANKS_EVERY == 0
-        if usual and model is not None and not sharded and not self._model_parallel():
-            sums = from_all_ranks(checksum(model).tolist())
-            self.examiner.judge(weights_of(step, sums), "ranks", step=step)
-        if self._prints is not None and step >= 2:
-            prints = from_all_ranks(self._prints)
-            self._prints = None if step >= FINGERPRINTS else self._prints
-            self.examiner.judge(batches_of(prints), "ranks", step=step)
-        if self._norm_hook is not None:
-            self._compare_norms(step)
-
-    def _read_norms(self) -> None:
-        """Read BatchNorm's statistics once, as the bare model's next forward pass begins."""
-        model = self._model
-        if model is None or self._compiled() or not self.examiner.judging((RankStatistics,)):
-            return
-        if not statistics_of(model):
-            return
-
-        def look(module: nn.Module, inputs: Any) -> None:
-            if self._norms is None:
-                self._norms = statistics_of(module)
-
-        self._norm_hook = model.register_forward_pre_hook(look)
-
-    def _compare_norms(self, step: int) -> None:
-        assert self._model is not None
-        self._norm_hook.remove()
-        pair = (plain(self._norms or {}), plain(statistics_of(self._model)))
-        everyone, self._norms, self._norm_hook = from_all_ranks(pair), None, None
-        if all(began for began, _ in everyone):
-            found = statistics_compared(step, [e[0] for e in everyone], [e[1] for e in everyone])
-            self.examiner.judge(found, "ranks", step=step)
-
-    def _model_parallel(self) -> bool:
-        """Whether processes share rows, or split tensors, on purpose."""
-        accelerator = getattr(self.trainer, "accelerator", None)
-        return getattr(accelerator, "parallelism_config", None) is not None
-
-    def _compiled(self) -> bool:
-        """Hooks set after compilation never fire, or compile anew."""
-        return bool(self.trainer is not None and self.trainer.args.torch_compile)
 
     def not_finite(self, inputs: Mapping[str, Any]) -> None:
         """A micro-batch's loss is not finite: look where it began, before the weights go too.

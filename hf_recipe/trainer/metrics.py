@@ -17,15 +17,18 @@ CLASSES = {"predictions": datasets.Value("int64"), "references": datasets.Value(
 NUMBERS = {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
 
 
-class _Metric(evaluate.Metric):  # type: ignore[misc]
+class Metric(evaluate.Metric):  # type: ignore[misc]
+    """A metric of this project: it says its summary and columns, and computes."""
+
     summary = ""
+    inputs = "predictions, references: sequences of the same length"
     columns = CLASSES
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=self.summary,
             citation="",
-            inputs_description="predictions, references: sequences of the same length",
+            inputs_description=self.inputs,
             features=datasets.Features(self.columns),
         )
 
@@ -35,7 +38,7 @@ class _Metric(evaluate.Metric):  # type: ignore[misc]
         return measured
 
 
-class Accuracy(_Metric):
+class Accuracy(Metric):
     """Share of predictions that equal their reference, in 0..1."""
 
     summary = "Share of predictions that equal their reference."
@@ -44,7 +47,7 @@ class Accuracy(_Metric):
         return {"accuracy": float(np.mean(np.asarray(predictions) == np.asarray(references)))}
 
 
-class F1(_Metric):
+class F1(Metric):
     """Macro F1 over the classes that occur in predictions or references, in 0..1.
 
     ``average="binary"`` gives that of class 1.
@@ -65,7 +68,7 @@ class F1(_Metric):
         return {"f1": float(np.mean(scores)) if scores else 0.0}
 
 
-class Matthews(_Metric):
+class Matthews(Metric):
     """Matthews' correlation, for any number of classes, in -1..1; 0 for a constant answer.
 
     Gorodkin 2004.
@@ -83,7 +86,7 @@ class Matthews(_Metric):
         return {"matthews": cover / scale if scale else 0.0}
 
 
-class MeanSquaredError(_Metric):
+class MeanSquaredError(Metric):
     """Mean squared error, in the target's unit squared."""
 
     summary = "Mean of the squared differences."
@@ -93,7 +96,7 @@ class MeanSquaredError(_Metric):
         return {"mse": float(np.mean((np.asarray(predictions) - np.asarray(references)) ** 2))}
 
 
-class RSquared(_Metric):
+class RSquared(Metric):
     """Share of the references' variance that is explained; NaN where they do not vary."""
 
     summary = "1 minus the residual over the total sum of squares."
@@ -105,7 +108,7 @@ class RSquared(_Metric):
         return {"r2": 1 - float(np.sum((true - seen) ** 2)) / total if total else float("nan")}
 
 
-class MultiLabelF1(_Metric):
+class MultiLabelF1(Metric):
     """F1 over all yes-or-no answers, and its mean over the labels; and rows wholly right.
 
     Predictions and references are 0 and 1, (rows, labels). A label that neither holds is left out
@@ -130,7 +133,7 @@ class MultiLabelF1(_Metric):
         }
 
 
-class MeanIoU(_Metric):
+class MeanIoU(Metric):
     """Mean over classes of intersection over union, and the share of pixels that are right.
 
     A class that neither holds is left out of the mean.
@@ -150,7 +153,7 @@ class MeanIoU(_Metric):
         }
 
 
-METRICS: Mapping[str, tuple[type[_Metric], ...]] = {
+METRICS: Mapping[str, tuple[type[Metric], ...]] = {
     "image-classification": (Accuracy, F1, Matthews),
     "sequence-classification": (Accuracy, F1, Matthews),
     "multiple-choice": (Accuracy,),

@@ -19,7 +19,7 @@ from hf_recipe.instruments.distributed import rank
 from hf_recipe.instruments.held import held_generators, held_objects, kept
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.subject import Plan, Subject, trainer_loss
-from hf_recipe.trainer.waiting import shown
+from hf_recipe.trainer.progress import shown
 
 BEFORE_STEP_1 = ("dataset", "batch", "static", "probe")
 HELD = "held"  # key of a subject's cache
@@ -129,6 +129,11 @@ def before_training(trainer: Any, *, fresh: bool) -> Iterator[Subject]:
 def sharded(trainer: Any) -> bool:
     """Whether parameters are spread over processes, so that no rank holds them whole."""
     return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+
+
+def compiled(trainer: Any) -> bool:
+    """Whether hooks that are set now never fire, or have the model compiled anew."""
+    return bool(trainer is not None and trainer.args.torch_compile)
 
 
 def _quantised(trainer: Any) -> bool:

@@ -30,7 +30,7 @@ from hf_recipe.trainer.album import Album
 from hf_recipe.trainer.border import RecipeError, event
 from hf_recipe.trainer.closer_look import CloserLook
 from hf_recipe.trainer.closing import Closing
-from hf_recipe.trainer.listening import ModelHook
+from hf_recipe.trainer.model_hook import ModelHook
 from hf_recipe.trainer.own_calls import OwnCalls
 from hf_recipe.trainer.seams import EvaluationRecorder, Seams
 from hf_recipe.trainer.units import Units
@@ -118,16 +118,20 @@ class Recipe(OwnCalls):
         """Stop looking on until `resume`; costs nothing while paused."""
         self.paused, self.recorder.active = True, False
         self.recorder.drop()
+        self.closer_look.end()
 
     def resume(self) -> None:
         """Look on again."""
         self.paused, self.recorder.active = False, True
+        if self._training:
+            self.closer_look.go_on()
 
     def detach(self) -> None:
         """Take everything off the Trainer again; the report stays readable."""
         if self.detached:
             return
         self.detached, self.recorder.active = True, False
+        self.closer_look.end()
         if self._seams is not None:
             self._seams.remove()
         if self._hook is not None:
@@ -189,9 +193,10 @@ class Recipe(OwnCalls):
         self._measure_units(subject)
         self.album.begin(subject)
         self.closer_look.begin(model, self.plan, self.closing.margins)
-        self.closer_look.compare_noise(subject, seen.get("train_dataloader"))
+        self.closer_look.ranks.compare_noise(subject, seen.get("train_dataloader"))
         if subject.resumed:
             self.closer_look.resumed(subject, saved)
+        subject.cache.clear()  # the album keeps the subject, and rows and logits weigh
         self.closing.after_preflight()
         self._stop_before_step_1()
 

@@ -52,9 +52,9 @@ class TrialVariance(Measurement):
 
     def resolves(self, metric: str = "eval_loss") -> float:
         """The difference between two single runs that seeds exceed once in twenty times."""
-        from scipy.stats import t
+        from scipy.special import stdtrit
 
-        return float(t.ppf(0.975, len(self.seeds) - 1) * math.sqrt(2) * self.spread(metric))
+        return float(stdtrit(len(self.seeds) - 1, 0.975)) * math.sqrt(2) * self.spread(metric)
 
 
 def trial_variance(

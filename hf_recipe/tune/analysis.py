@@ -17,7 +17,6 @@ from scipy.stats import t as student
 
 from hf_recipe.core.check import Check, Measurement
 from hf_recipe.core.exhibit import Answer
-from hf_recipe.core.finding import Finding
 from hf_recipe.core.report import Report, Stored
 from hf_recipe.tune import study_checks as checks
 from hf_recipe.tune.study import (
@@ -106,18 +105,7 @@ WHY_NOT = {
 
 def _judge(report: Report, check: Check, measurement: Measurement) -> None:
     for fault in check.judge(measurement):
-        report.add(
-            Finding(
-                check=check.name,
-                stage=check.stage,
-                severity=fault.severity or check.severity,
-                message=fault.message,
-                subject=fault.subject,
-                evidence=dict(fault.evidence),
-                why=check.why,
-                fix=fault.fix or check.fix,
-            )
-        )
+        report.add(check.finding(fault))
 
 
 # -------------------------------------------------------------------- measuring

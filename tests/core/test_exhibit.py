@@ -20,6 +20,18 @@ def test_a_series_stays_within_its_limit_and_is_evenly_spaced(limit, points):
         assert len(series.x) >= limit // 2
 
 
+@given(st.integers(2, 33), st.lists(st.integers(0, 40), max_size=12))
+def test_points_that_come_together_are_kept_as_if_they_came_one_by_one(limit, sizes):
+    one, many, place = Series(limit), Series(limit), 0
+    for size in sizes:
+        points = [(i, i / 2) for i in range(place, place + size)]
+        place += size
+        many.extend(points)
+        for x, y in points:
+            one.add(x, y)
+    assert many.state() == one.state()
+
+
 def test_a_series_goes_on_after_a_resume_as_if_it_had_never_stopped():
     whole, first = Series(8), Series(8)
     for i in range(100):

@@ -19,8 +19,8 @@ from hf_recipe.runner.main import main
 from hf_recipe.runner.options import UsageError
 from hf_recipe.runner.show import Show
 from hf_recipe.runner.tasks import TASKS
-from hf_recipe.trainer.entities import EntityF1, is_bio, spans
 from hf_recipe.trainer.metrics import MultiLabelF1
+from hf_recipe.trainer.span_metrics import EntityF1, is_bio, spans
 from tests.runner.test_data import options
 
 QUICK = (

@@ -25,7 +25,7 @@ from hf_recipe.baselines.first_layer import (
     smoothness,
 )
 from hf_recipe.core.check import Probe
-from hf_recipe.trainer.waiting import shown
+from hf_recipe.trainer.progress import shown
 from tests.gallery.healthy import resnet, vit
 from tests.models import arguments, bert, classifier, signature, words
 

@@ -167,19 +167,39 @@ def test_pause_and_resume(tmp_path):
     trainer = classifier(tmp_path)
     recipe = hf_recipe.attach(trainer)
 
+    hooks = []
+
     class Pauses(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 5:
                 recipe.pause()
             if state.global_step == 15:
                 recipe.resume()
+            hooks.append(len(trainer.model._forward_hooks))
 
     trainer.add_callback(Pauses())
     trainer.train()
+    assert hooks == [1] * 5 + [0] * 10 + [1] * 5  # that of the labels' margins
+    assert not trainer.model._forward_hooks
+    assert recipe.report.crashed == {}
     steps = recipe.recorder.curves["loss"].x
     assert steps[:5] == [1, 2, 3, 4, 5] or steps[:4] == [1, 2, 3, 4]
     assert not set(range(7, 15)) & {int(s) for s in steps}
     assert steps[-1] == 20
+
+
+def test_what_probes_share_is_let_go_before_step_1(tmp_path):
+    trainer = classifier(tmp_path)
+    recipe = hf_recipe.attach(trainer)
+    held = []
+
+    class Looks(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            held.append(set(recipe.album.subject.cache))
+
+    trainer.add_callback(Looks())
+    trainer.train()
+    assert held == [set()] * 20
 
 
 def test_training_twice_goes_on_and_is_not_fresh(tmp_path):

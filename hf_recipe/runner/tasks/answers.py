@@ -20,7 +20,7 @@ from hf_recipe.runner.feed import Feed, TextFeed
 from hf_recipe.runner.simple import SimpleConfig, SimpleForQuestionAnswering
 from hf_recipe.runner.tasks.base import PARTS, QUESTION, Read, Task, bert_config
 from hf_recipe.runner.usage import UsageError
-from hf_recipe.trainer.spans import SpanMatch
+from hf_recipe.trainer.span_metrics import SpanMatch
 
 if TYPE_CHECKING:
     from hf_recipe.runner.data import Data

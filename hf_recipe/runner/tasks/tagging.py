@@ -23,8 +23,8 @@ from hf_recipe.runner.tasks.base import (
     class_head,
 )
 from hf_recipe.runner.usage import UsageError
-from hf_recipe.trainer.entities import EntityF1, is_bio
 from hf_recipe.trainer.metrics import F1, Accuracy
+from hf_recipe.trainer.span_metrics import EntityF1, is_bio
 
 if TYPE_CHECKING:
     from hf_recipe.runner.data import Data

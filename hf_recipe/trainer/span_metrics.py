@@ -1,6 +1,7 @@
-"""Entities in tagged words: found, right, F1 (Tjong Kim Sang and De Meulder 2003, CoNLL).
+"""Metrics of spans: entities in tagged words, and answers in a text.
 
-An entity counts where its first word, its last word and its kind are all right.
+An entity counts where its first word, its last word and its kind are all right (Tjong Kim Sang
+and De Meulder 2003, CoNLL); an answer by its overlap too (Rajpurkar et al. 2016).
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
-import evaluate
+import numpy as np
+
+from hf_recipe.trainer.metrics import Metric
 
 TAGS = datasets.List(datasets.Value("string"))
+PAIR = datasets.List(datasets.Value("int64"))
 
 
 def is_bio(names: Sequence[str]) -> bool:
@@ -33,21 +37,12 @@ def spans(tags: Sequence[str]) -> set[tuple[int, int, str]]:
     return found
 
 
-class EntityF1(evaluate.Metric):  # type: ignore[misc]
+class EntityF1(Metric):
     """Precision, recall and F1 over the entities of all rows, in 0..1."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="F1 over entities.",
-            citation="",
-            inputs_description="predictions, references: a list of tags for each row",
-            features=datasets.Features({"predictions": TAGS, "references": TAGS}),
-        )
-
-    def of(self, predictions: Any, references: Any) -> dict[str, float]:
-        """What `compute` gives, without an Arrow file between."""
-        measured: dict[str, float] = self._compute(predictions, references)
-        return measured
+    summary = "F1 over entities."
+    inputs = "predictions, references: a list of tags for each row"
+    columns = {"predictions": TAGS, "references": TAGS}
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         seen = true = right = 0
@@ -58,4 +53,22 @@ class EntityF1(evaluate.Metric):  # type: ignore[misc]
             "precision": right / seen if seen else 0.0,
             "recall": right / true if true else 0.0,
             "f1": 2 * right / (seen + true) if seen + true else 0.0,
+        }
+
+
+class SpanMatch(Metric):
+    """Exact match, and the mean over rows of F1 between the tokens of both spans, in 0..1."""
+
+    summary = "Exact match and F1 of spans."
+    inputs = "predictions, references: [first token, last token] of each row"
+    columns = {"predictions": PAIR, "references": PAIR}
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        seen, true = np.asarray(predictions), np.asarray(references)
+        first, last = np.maximum(seen[:, 0], true[:, 0]), np.minimum(seen[:, 1], true[:, 1])
+        shared = np.clip(last - first + 1, 0, None)
+        sizes = (seen[:, 1] - seen[:, 0] + 1) + (true[:, 1] - true[:, 0] + 1)
+        return {
+            "exact_match": float((seen == true).all(1).mean()),
+            "f1": float((2 * shared / sizes).mean()),
         }
