@@ -100,9 +100,15 @@ class Rows:
         return [(i * total) // count + total // (2 * count) for i in range(count)]
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Collate the rows at `indices`. Reading may draw random numbers: call it quietly."""
-        features = [self.read[int(i)] for i in indices]
-        return Batch(dict(self.collate(features)), tuple(int(i) for i in indices))
+        """Collate the rows at `indices`. Reading may draw random numbers: call it quietly.
+
+        Rows are fetched together where the data set can do that, as a DataLoader does: a transform
+        that pads its batch sees the whole of it.
+        """
+        chosen = [int(i) for i in indices]
+        together = getattr(self.read, "__getitems__", None)
+        features = together(chosen) if together else [self.read[i] for i in chosen]
+        return Batch(dict(self.collate(features)), tuple(chosen))
 
     def batches(self, indices: Sequence[int], size: int) -> Iterator[Batch]:
         """Collate the rows at `indices`, `size` at a time."""
