@@ -24,6 +24,7 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.data.drift",
     "hf_recipe.data.duplicates",
     "hf_recipe.data.input_scale",
+    "hf_recipe.data.label_copies",
     "hf_recipe.data.label_head",
     "hf_recipe.data.label_probe",
     "hf_recipe.data.labels",

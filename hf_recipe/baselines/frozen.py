@@ -53,6 +53,7 @@ class TrainableParts(Measurement):
         head: name of the output layers; empty: not told.
         head_elements, head_trainable: their numbers, and those that train.
         head_drawn: whether they were drawn at random.
+        head_writes: whether they give a vocabulary, as a language model's output embedding does.
         frozen_parts: children of the model (or of its base model) in which nothing trains.
         stacks: rows of like blocks.
     """
@@ -69,6 +70,7 @@ class TrainableParts(Measurement):
     head_drawn: bool
     frozen_parts: tuple[str, ...]
     stacks: tuple[Stack, ...] = ()
+    head_writes: bool = False
 
 
 def measure_parts(subject: Subject) -> Iterator[TrainableParts]:
@@ -91,6 +93,7 @@ def measure_parts(subject: Subject) -> Iterator[TrainableParts]:
         head_drawn=_looks_drawn(head) and not (loaded and _resized(head)),
         frozen_parts=_frozen_parts(bare(model)),
         stacks=tuple(_stacks(bare(model))),
+        head_writes=_writes(bare(model)),
     )
 
 
@@ -146,6 +149,12 @@ def output_parts(model: nn.Module) -> tuple[str, list[nn.Parameter]]:
     if last is None or any(id(p) in shared for p in last[1]):
         return "", []
     return last
+
+
+def _writes(model: nn.Module) -> bool:
+    """Whether the model has an output embedding: its head belongs to the base, not to a task."""
+    output = getattr(model, "get_output_embeddings", None)
+    return output is not None and output() is not None
 
 
 def _active_adapters(model: nn.Module, named: dict[str, nn.Parameter]) -> list[str]:
@@ -208,16 +217,18 @@ def head_frozen(parts: TrainableParts) -> Iterator[Fault]:
     """Output layers that were drawn at random and do not train, while something else does."""
     if not parts.head_elements or parts.head_trainable or not parts.trainable:
         return
-    # Adapters on a model that was drawn at random throughout say nothing about its head.
-    if not parts.head_drawn or (parts.adapted and not parts.loaded):
+    # Where adapters are on a model that was drawn at random throughout, its output embedding is
+    # as much the base as the rest; the head of a task is new in any case.
+    if not parts.head_drawn or (parts.adapted and not parts.loaded and parts.head_writes):
         return
+    names = parts.head.split(", ")
     yield Fault(
         f"the head ({parts.head}, {parts.head_elements:,} numbers) is drawn at random and frozen, "
         f"while {parts.trainable:,} other numbers train",
         subject=parts.head,
-        fix='LoraConfig(task_type="SEQ_CLS", modules_to_save=["classifier"], ...)'
+        fix=f"LoraConfig(..., modules_to_save={names})"
         if parts.adapted
-        else None,
+        else "; ".join(f"model.{name}.requires_grad_(True)" for name in names),
         evidence={
             "seen": "0 of the head's numbers train",
             "expected": f"{parts.head_elements:,}",
@@ -253,6 +264,7 @@ def frozen_by_accident(parts: TrainableParts) -> Iterator[Fault]:
             f"not train, {why}",
             subject=stack.name,
             severity="warning",
+            fix=f"model.{stack.name}.requires_grad_(True)",
             evidence={
                 "seen": f"{len(stack.frozen)} of {stack.blocks} frozen",
                 "expected": "all train, or the lowest ones with everything before them",

@@ -238,7 +238,11 @@ def never_reached(reach: ReachedParameters) -> Iterator[Fault]:
             f"the loss {what} on any of {reach.trainable} trainable tensors",
             subject="loss",
             severity="error",
-            evidence={"seen": f"the loss {what}", "expected": "a gradient"},
+            evidence={
+                "seen": f"the loss {what}",
+                "expected": "a gradient",
+                "follows_from": "symmetric-init" if reach.zero else None,
+            },
             fix="return loss  # no .detach(), .item(), torch.no_grad(), argmax or factor of 0",
         )
         return

@@ -188,7 +188,15 @@ SYMMETRIC_INIT = Check(
     source="Goodfellow, Bengio and Courville, Deep Learning, 8.4 (2016)",
     unsure="Layers that average on purpose; zero starts of a block's last layer are left alone.",
     judges=(symmetric_init,),
-    explains=("loss-not-decreasing", "one-batch-not-overfit", "input-ignored"),
+    explains=(
+        "loss-not-decreasing",
+        "one-batch-not-overfit",
+        "input-ignored",
+        "parameter-without-gradient",
+        "input-without-gradient",
+        "vanishing-gradient",
+        "dead-unit",
+    ),
 )
 SEED_AFTER_MODEL = Check(
     name="seed-after-model",

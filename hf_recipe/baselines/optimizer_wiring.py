@@ -274,5 +274,6 @@ PARAMETER_UNOPTIMIZED = Check(
     unsure="A loss with parameters of its own in the optimizer gives a note. A backbone left out "
     "on purpose should say so: requires_grad_(False) also saves its backward pass.",
     judges=(unheld_parameters, still_parameters),
-    explains=("loss-not-decreasing", "update-too-small"),
+    # clipping, too: the norm counts the gradients of what the optimizer does not hold
+    explains=("loss-not-decreasing", "update-too-small", "clipping-dominates"),
 )

@@ -137,8 +137,15 @@ def dropout_extreme(
         "signal's power",
         subject="dropout",
         severity="warning" if worst >= drowning else None,
+        fix=_lower(found),
         evidence={"seen": f"{worst:g}", "expected": f"below {high:g}"},
     )
+
+
+def _lower(found: dict[str, float]) -> str | None:
+    """The config's own fields, where it has some; modules read them when they are built."""
+    fields = [where.removeprefix("config.") for where in found if where.startswith("config.")]
+    return "; ".join(f"config.{name} = 0.1" for name in fields[:3]) or None
 
 
 TERMS = Probe("read auxiliary losses", "static", (AuxiliaryTerms,), measure_terms)

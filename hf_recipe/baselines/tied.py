@@ -61,21 +61,22 @@ def measure_tie(subject: Subject) -> Iterator[EmbeddingTie]:
     never = declared and not model._tied_weights_keys  # the class cannot tie them
     if declared is None or never or first.shape != last.shape:
         raise Skip("the config does not say whether the embeddings are tied")
+    entrance_name = _name_of(subject.model, first)
     yield EmbeddingTie(
         declared=bool(declared),
         shared=first.data_ptr() == last.data_ptr(),
         equal=torch.equal(first, last.to(first.device)),
-        input_name=_name_of(subject.model, first),
-        output_name=_name_of(subject.model, last),
+        input_name=entrance_name,
+        output_name=_name_of(subject.model, last, besides=entrance_name),
         elements=last.numel(),
         adapted=hasattr(subject.model, "peft_config"),
         own_class=not type(model).__module__.startswith("transformers."),
     )
 
 
-def _name_of(model: nn.Module, weight: torch.Tensor) -> str:
-    names = (n for n, p in model.named_parameters(remove_duplicate=False) if p is weight)
-    return next(names, "?")
+def _name_of(model: nn.Module, weight: torch.Tensor, besides: str = "") -> str:
+    names = [n for n, p in model.named_parameters(remove_duplicate=False) if p is weight]
+    return next((name for name in names if name != besides), besides or "?")
 
 
 def untied_embedding(tie: EmbeddingTie) -> Iterator[Fault]:

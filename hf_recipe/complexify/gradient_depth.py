@@ -7,6 +7,7 @@ absolute units: targets in millions have large gradients and train well.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
@@ -17,10 +18,20 @@ from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.layers import LayerNumbers, LayerSample, LayerSamples
 from hf_recipe.instruments.window import Window
 
+ATTENDING = re.compile(
+    r"(^|[._])(q|k|query|key)([._](proj|proj_weight|lin))?(\.lora_[AB]\.\w+)?\.weight$"
+)
+
 
 def _matrices(sample: LayerSample) -> list[LayerNumbers]:
     """Weight matrices in the model's order; those without any gradient (LoRA, experts) aside."""
     return [x for x in sample.layers if x.dims >= 2 and x.gradient > 0]
+
+
+def _in_depth(sample: LayerSample) -> list[LayerNumbers]:
+    """The matrices that depth alone can starve: queries and keys get next to no gradient in a
+    fresh block anywhere, as long as its attention is even over all positions."""
+    return [x for x in _matrices(sample) if not ATTENDING.search(x.name)]
 
 
 def _run_below(gradients: list[float], limit: float) -> int:
@@ -47,13 +58,13 @@ def vanishing(
         return
     found = []
     for sample in chosen:
-        layers = _matrices(sample)
+        layers = _in_depth(sample)
         if len(layers) <= matrices:
             return
         top = max(x.gradient for x in layers)
         found.append(_run_below([x.gradient for x in layers], share * top))
     if min(found) >= matrices:
-        layers = _matrices(chosen[-1])
+        layers = _in_depth(chosen[-1])
         top = max(x.gradient for x in layers)
         first = layers[0]
         yield Fault(

@@ -14,9 +14,9 @@ from typing import Annotated
 from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.data.masks import shifts_labels
+from hf_recipe.data.text_places import Places, text_places
 from hf_recipe.data.text_rows import IGNORED, TextRow, is_answer, is_prompt, of_every_split
 from hf_recipe.data.tokens import TokenFacts
-from hf_recipe.data.truncation import Places, text_places
 from hf_recipe.instruments.subject import Subject
 
 MASK = re.compile(

@@ -61,7 +61,7 @@ def structural_ids(subject: Subject) -> frozenset[int]:
 def blank_rows(subject: Subject, source: Source, inputs: Sequence[str]) -> dict[str, Flags]:
     """For each input column that can be judged so, which rows hold nothing; kept by the source.
 
-    Texts, empty lists and images are among them, although `Columns` counts those.
+    Texts (null ones too), empty lists and images are among them, although `Columns` counts those.
     """
     if KEPT not in source.kept:
         found: dict[str, Flags] = {}
@@ -82,7 +82,7 @@ def _blank(array: pa.Array, name: str, special: npt.NDArray[np.int64]) -> Flags 
         alike: Flags = np.asarray(array.is_valid()) & (numbers(array.field("std")) == 0)
         return alike
     if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-        return np.asarray(pc.equal(pc.utf8_trim_whitespace(array), "").fill_null(False))
+        return np.asarray(pc.equal(pc.utf8_trim_whitespace(array), "").fill_null(True))
     if not is_list(array.type) or not len(array):
         return None
     values, offsets = flat_lists(array)
@@ -99,7 +99,7 @@ def _blank(array: pa.Array, name: str, special: npt.NDArray[np.int64]) -> Flags 
     if not len(starts) or name in TOKENS or (whole and name not in SIGNALS):
         return None
     low, high = np.minimum.reduceat(flat, starts), np.maximum.reduceat(flat, starts)
-    blank[there] = (low == high) & (lengths[there] >= FEWEST)
+    blank[there] = (low == high) & np.isfinite(low) & (lengths[there] >= FEWEST)
     return blank
 
 
@@ -150,10 +150,12 @@ def nothing_inside(
     if not count or (seen.signals and share > all_alike):
         return
     what = "hold no token but special ones" if seen.tokens else "hold one value alone"
+    cell = f"row[{seen.column!r}]"
+    test = f"set({cell}) - set(tokenizer.all_special_ids)" if seen.tokens else f"np.ptp({cell}) > 0"
     yield Fault(
         message=f"{count:,} of {seen.rows:,} rows ({share:.1%}) of {seen.column} {what}",
         subject=seen.column,
-        fix=None if seen.tokens else "dataset = dataset.filter(lambda row: row[column].std() > 0)",
+        fix=f"dataset = dataset.filter(lambda row: {test})",
         evidence={"seen": f"{count:,} blank rows", "expected": "none"},
         examples=seen.examples,
     )

@@ -19,7 +19,7 @@ from hf_recipe.core.finding import Fault
 from hf_recipe.data.audio import is_audio
 from hf_recipe.data.blank import nothing_inside
 from hf_recipe.data.column_exhibits import column_tables, distributions, split_exhibits
-from hf_recipe.data.column_numbers import Columns, column_numbers
+from hf_recipe.data.column_numbers import ColumnNumbers, Columns, column_numbers
 from hf_recipe.data.hashing import flat_array, list_parts
 from hf_recipe.data.sample import floats_of
 from hf_recipe.data.source import Source, roles_of, source_of, splits_of
@@ -156,6 +156,7 @@ def missing_value(seen: Columns) -> Iterator[Fault]:
             + (f", first in row {column.bad_rows[0]}" if column.bad_rows else ""),
             subject=column.name,
             severity="error" if column.nonfinite else "warning",
+            fix=f"dataset = dataset.filter(lambda row: {_there(column)})",
             evidence={
                 "seen": f"{column.nonfinite + column.nulls:,} rows",
                 "expected": "none",
@@ -164,6 +165,23 @@ def missing_value(seen: Columns) -> Iterator[Fault]:
             },
             examples=column.bad_rows,
         )
+
+
+def _there(column: ColumnNumbers) -> str:
+    """The test that a row of this column passes if nothing is missing, as code."""
+    cell = f"row[{column.name!r}]"
+    if not column.nonfinite:
+        return f"{cell} is not None"
+    finite = f"np.isfinite({cell}).all()" if column.kind == "numbers" else f"math.isfinite({cell})"
+    return f"{cell} is not None and {finite}" if column.nulls else finite
+
+
+def _something(column: ColumnNumbers) -> str:
+    """The test that a row of this column passes unless it is blank, as code."""
+    cell = f"row[{column.name!r}]"
+    return {"text": f"{cell}.strip()", "image": f"np.ptp({cell}) > 0"}.get(
+        column.kind, f"len({cell}) > 0"
+    )
 
 
 def blank_example(seen: Columns) -> Iterator[Fault]:
@@ -175,6 +193,7 @@ def blank_example(seen: Columns) -> Iterator[Fault]:
                 message=f"{column.blank:,} of {column.rows:,} rows ({share:.1%}) of {column.name} "
                 "are blank",
                 subject=column.name,
+                fix=f"dataset = dataset.filter(lambda row: {_something(column)})",
                 evidence={"seen": f"{column.blank:,} blank rows", "expected": "none"},
                 examples=column.blank_rows,
             )
@@ -193,6 +212,7 @@ def constant_input(
     if len(same) == len(inputs):
         yield Fault(
             message=f"all {seen.rows:,} rows have the same {', '.join(c.name for c in same)}",
+            fix="assert str(dataset[0]) != str(dataset[1])  # does __getitem__ use its index?",
             evidence={"seen": "1 different input", "expected": f"up to {seen.rows:,}"},
         )
         return
@@ -213,6 +233,7 @@ def constant_input(
             message=f"{len(still)} of {len(inputs)} input columns are the same in all "
             f"{seen.rows:,} rows: {named}",
             subject=named,
+            fix=f"dataset = dataset.remove_columns({still[:5]})",
             evidence={"seen": f"{len(still)} constant columns", "expected": "none"},
         )
 

@@ -131,7 +131,7 @@ def take_repeats(subject: Subject) -> Iterator[Located]:
             source = source_of(subject, split)
             roles = roles_of(subject, source)
             columns = blank_rows(subject, source, roles.inputs)
-            blank = np.logical_or.reduce(list(columns.values())) if columns else None
+            blank = np.logical_and.reduce(list(columns.values())) if columns else None
             classes = _classes(subject, source, roles)
             yield Located(repeats(source, roles.inputs, classes, blank), split)
         except Skip as reason:

@@ -24,8 +24,9 @@ class Giveaway:
 
     Attributes:
         name: the column, pixel, place ("place 0 from the end") or "one word a class".
-        form: "copy", "single value", "threshold", "place", "name", "word" or "line" (a quantity
-            that the label is a straight or rising function of).
+        form: "exact" (one value in each class), "copy", "single value", "threshold", "place",
+            "name", "word" or "line" (a quantity that the label is a straight or rising function
+            of).
         accuracy: balanced accuracy on held-out rows; R squared for a quantity.
         rest: the same of everything else together.
         p: chance that the others' shortfall is an accident; 0 for a quantity.

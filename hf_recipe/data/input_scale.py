@@ -203,6 +203,17 @@ def _has_own_weights(module: nn.Module) -> bool:
 # ---------------------------------------------------------------- verdicts
 
 
+def _entering(seen: InputScales) -> Iterator[tuple[str, TensorScale]]:
+    """What enters the network, and under which names: inputs that are joined before the first
+    layer are one there."""
+    places: dict[tuple[object, ...], list[TensorScale]] = {}
+    for scale in seen.tensors:
+        place = (scale.layer, scale.largest, scale.peak) if scale.layer else (scale.name,)
+        places.setdefault(place, []).append(scale)
+    for joined in places.values():
+        yield ", ".join(scale.name for scale in joined), joined[0]
+
+
 def unscaled_input(
     seen: InputScales,
     *,
@@ -216,7 +227,7 @@ def unscaled_input(
     ] = SMALL,
 ) -> Iterator[Fault]:
     """Inputs far larger than one, a feature far above the others, or next to nothing at all."""
-    for scale in seen.tensors:
+    for name, scale in _entering(seen):
         if scale.normalised:
             continue
         where = f" where it enters {scale.layer}" if scale.layer else ""
@@ -228,19 +239,19 @@ def unscaled_input(
                 else "its values"
             )
             message = (
-                f"{scale.name}: {which} lie far beyond unit scale{where}: root mean square up to "
+                f"{name}: {which} lie far beyond unit scale{where}: root mean square up to "
                 f"{scale.largest:.4g} ({numbers})"
             )
         elif 0 < scale.peak < small:
             message = (
-                f"{scale.name}: no value is larger than {scale.peak:.3g}{where} ({numbers}): "
+                f"{name}: no value is larger than {scale.peak:.3g}{where} ({numbers}): "
                 "scaled twice?"
             )
         else:
             continue
         yield Fault(
             message=message,
-            subject=scale.name,
+            subject=name,
             evidence={
                 "seen": f"{numbers}, largest {scale.peak:.3g}",
                 "expected": "spread of about 1",

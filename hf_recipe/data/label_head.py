@@ -16,6 +16,7 @@ import numpy.typing as npt
 from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.data.collated_labels import collated_as_read, labels_as_collated, values_of
+from hf_recipe.data.label_names import names_beside
 from hf_recipe.data.labels import (
     MOST_CLASSES,
     LabelCounts,
@@ -39,6 +40,7 @@ class LabelsOnHead(Measurement):
             ..., the training set's for the other splits; empty where nothing names them.
         named_by: whose names these are.
         own_loss: whether another loss than the model's own is computed.
+        data_names: the names of the classes in the data: declared with the labels, or beside them.
         outside: labels without an output; outside_rows: where.
         unused: outputs that no label uses (at most 1,000); unused_count: how many.
         elsewhere: of these, outputs that an evaluation set's labels use.
@@ -55,6 +57,7 @@ class LabelsOnHead(Measurement):
     unused: tuple[int, ...] = ()
     unused_count: int = 0
     elsewhere: int = 0
+    data_names: tuple[str, ...] = ()
 
 
 def take_on_head(subject: Subject) -> Iterator[Located]:
@@ -64,6 +67,7 @@ def take_on_head(subject: Subject) -> Iterator[Located]:
         raise Skip("no model was given whose config describes a classification or regression head")
     found: dict[str, tuple[LabelCounts, npt.NDArray[np.int64], npt.NDArray[Any]]] = {}
     changed: dict[str, tuple[LabelCounts, npt.NDArray[np.int64], npt.NDArray[Any]]] = {}
+    beside: dict[str, tuple[str, ...]] = {}
     reasons = []
     for split in splits_of(subject):
         try:
@@ -72,6 +76,8 @@ def take_on_head(subject: Subject) -> Iterator[Located]:
             counts = count_labels(source, roles)
             if collated_as_read(subject, source, roles):
                 found[split] = (counts, *values_of(source, roles))
+                if not counts.names and counts.whole:
+                    beside[split] = names_beside(source, counts.column)
             else:
                 changed[split] = labels_as_collated(subject, split, counts)
         except Skip as reason:
@@ -91,7 +97,7 @@ def take_on_head(subject: Subject) -> Iterator[Located]:
             taught = found["train"][0].names if "train" in found else ()
             if taught and not located.head_names:
                 located = replace(located, head_names=taught, named_by="the training set")
-        yield Located(located, split)
+        yield Located(replace(located, data_names=counts.names or beside.get(split, ())), split)
 
 
 def on_head(
@@ -144,6 +150,8 @@ def has_own_loss(subject: Subject) -> bool:
 
 # ---------------------------------------------------------------- verdicts
 
+RENAMED = "AutoModel...from_pretrained(name, id2label=dict(enumerate(names)))  # as in the data"
+
 
 def absent_class(
     found: LabelsOnHead,
@@ -195,6 +203,7 @@ def label_out_of_range(found: LabelsOnHead) -> Iterator[Fault]:
         f"they run from {labels.lowest:.0f} to {labels.highest:.0f}, num_labels={found.outputs}"
         + (f"; first in row {found.outside_rows[0]}" if found.outside_rows else ""),
         subject=labels.column,
+        fix=_into_range(found),
         evidence={
             "seen": f"labels {labels.lowest:.0f}..{labels.highest:.0f}",
             "expected": f"labels 0..{found.outputs - 1}",
@@ -204,9 +213,22 @@ def label_out_of_range(found: LabelsOnHead) -> Iterator[Fault]:
     )
 
 
+def _into_range(found: LabelsOnHead) -> str | None:
+    """Numbers that start elsewhere than at 0 are moved; only higher ones need a wider head."""
+    labels, row = found.labels, f"row[{found.labels.column!r}]"
+    if labels.lowest > 0 and labels.highest - labels.lowest < found.outputs:
+        moved = f"{row} - {labels.lowest:.0f}"
+    elif labels.lowest < 0 and labels.distinct <= found.outputs:
+        moved = f"sorted(classes).index({row})"
+    else:
+        return None
+    return f"dataset = dataset.map(lambda row: {{{found.labels.column!r}: {moved}}})  # 0, 1, ..."
+
+
 def label_name_mismatch(found: LabelsOnHead) -> Iterator[Fault]:
     """Names that data set and config share, at different numbers."""
-    data = {name.strip().lower(): i for i, name in enumerate(found.labels.names)}
+    names = found.data_names or found.labels.names
+    data = {name.strip().lower(): i for i, name in enumerate(names)}
     head = {name.strip().lower(): i for i, name in enumerate(found.head_names)}
     shared = sorted(set(data) & set(head), key=data.__getitem__)
     moved = [name for name in shared if data[name] != head[name]]
@@ -216,6 +238,7 @@ def label_name_mismatch(found: LabelsOnHead) -> Iterator[Fault]:
         message=f"{len(moved)} of {len(shared)} class names stand at another number in "
         f"{found.named_by} than in the data set's {found.labels.column}",
         subject=found.labels.column,
+        fix=None if found.labels.names else RENAMED,
         evidence={
             "seen": f"{len(moved)} names moved",
             "expected": "the same order",

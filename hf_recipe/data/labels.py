@@ -72,7 +72,7 @@ def count_labels(source: Source, roles: Roles) -> LabelCounts:
     arrays = [flat_array(chunk.column(roles.label)) for chunk in source.chunks([roles.label])]
     if not arrays or all(array.null_count == len(array) for array in arrays):
         raise Skip(f"every label of the {source.name} data is missing")
-    names = _class_names(source.features.get(roles.label))
+    names = class_names(source.features.get(roles.label))
     common: dict[str, Any] = {
         "column": roles.label,
         "rows": len(source),
@@ -169,7 +169,8 @@ def _listed(names: Sequence[str], counts: npt.NDArray[Any]) -> dict[str, int]:
     return {names[i]: int(counts[i]) for i in order}
 
 
-def _class_names(feature: Any) -> tuple[str, ...]:
+def class_names(feature: Any) -> tuple[str, ...]:
+    """The names that a `datasets` feature, or what its lists hold, gives its numbers."""
     while feature is not None and not hasattr(feature, "names"):
         feature = getattr(feature, "feature", None) or (
             feature[0] if isinstance(feature, list) and feature else None

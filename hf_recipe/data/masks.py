@@ -83,11 +83,13 @@ def supervision(subject: Subject, split: str, batches: Iterable[Batch]) -> Super
     """The counts over `batches`; raises Skip where the labels are no class numbers."""
     shifted = shifts_labels(subject.model)
     rows = positions = supervised = 0
+    one_each = True
     without: list[int] = []
     first: tuple[torch.Tensor, Sequence[int]] | None = None
     for batch in batches:
         labels = class_labels(batch)
         first = first or (labels, batch.rows)
+        one_each = one_each and labels.ndim == 1
         counted = labels != IGNORED
         if shifted and counted.ndim == 2:
             counted[:, 0] = False
@@ -105,13 +107,9 @@ def supervision(subject: Subject, split: str, batches: Iterable[Batch]) -> Super
         rows_without=len(without),
         drawn=first is not None and _is_drawn(subject, split, *first),
         shifted=shifted,
-        taught=bool(held_teachers(subject.trainer, subject.model)) and _one_label_each(batches),
+        taught=one_each and bool(held_teachers(subject.trainer, subject.model)),
         examples=tuple(row for row in without[:20] if row >= 0),
     )
-
-
-def _one_label_each(batches: list[Batch]) -> bool:
-    return all(class_labels(batch).ndim == 1 for batch in batches)
 
 
 def class_labels(batch: Batch) -> torch.Tensor:

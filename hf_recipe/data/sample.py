@@ -110,8 +110,20 @@ def sample_of(subject: Subject) -> Sample:
     return found
 
 
-def draw(subject: Subject, *, seed: int = 0) -> Sample:
-    """Draw the sample of the training set."""
+def draw(
+    subject: Subject,
+    *,
+    seed: int = 0,
+    rows: int = ROWS,
+    fewest: int = FEWEST,
+    of_class: int = FEWEST_OF_CLASS,
+) -> Sample:
+    """Draw a sample of the training set.
+
+    Args:
+        rows: the most that are drawn; fewest: under which none is.
+        of_class: rows of a class under which it is left out.
+    """
     source = source_of(subject, "train")
     roles = roles_of(subject, source)
     if not roles.inputs:
@@ -121,16 +133,16 @@ def draw(subject: Subject, *, seed: int = 0) -> Sample:
     codes, names, how = class_of_rows(subject, source)
     first: pa.Table = next(source.chunks(roles.inputs))
     pictured = any(pa.types.is_struct(column.type) for column in first.schema)
-    limit = IMAGES if pictured else ROWS
-    places, kept = _balanced(codes, len(names), limit, np.random.default_rng(seed))
+    limit = min(IMAGES, rows) if pictured else rows
+    places, kept = _balanced(codes, len(names), limit, of_class, np.random.default_rng(seed))
     table = gather(source, places, roles.inputs)
     hashes = table_hashes(table, table.column_names)
     _, firsts = np.unique(hashes, return_index=True)
     firsts.sort()
     copies = len(places) - len(firsts)
     places, table, hashes = places[firsts], table.take(pa.array(firsts)), hashes[firsts]
-    if len(places) < FEWEST:
-        raise Skip(f"{len(places)} different rows with a usable label; {FEWEST} are the least")
+    if len(places) < fewest:
+        raise Skip(f"{len(places)} different rows with a usable label; {fewest} are the least")
     inputs, good = contents_of(subject, source, table, places)
     labels = np.searchsorted(kept, codes[places][good])
     notes = [f"a sample of {int(good.sum()):,} rows", source.note, how]
@@ -198,14 +210,14 @@ def class_of_rows(subject: Subject, source: Source) -> tuple[Integers, list[str]
 
 
 def _balanced(
-    codes: Integers, classes: int, limit: int, rng: np.random.Generator
+    codes: Integers, classes: int, limit: int, fewest: int, rng: np.random.Generator
 ) -> tuple[Integers, Integers]:
     """Positions of up to `limit` rows, and the classes that they are of, in rising order."""
     counts = np.bincount(codes[codes >= 0], minlength=classes)
     order = np.argsort(-counts, kind="stable")[:MOST_CLASSES]
-    kept = np.sort(order[counts[order] >= FEWEST_OF_CLASS])
+    kept = np.sort(order[counts[order] >= fewest])
     if len(kept) < 2:
-        raise Skip(f"fewer than two classes with {FEWEST_OF_CLASS} rows")
+        raise Skip(f"fewer than two classes with {fewest} rows")
     cap = UNEVEN * int(counts[kept].min())
     chosen = []
     for code in kept:

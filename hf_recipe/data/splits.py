@@ -283,7 +283,7 @@ def split_leak(
         rich_beyond and excess > overlap.poor_deviation
     )
     small_world = overlap.train_rows > mean_copies * overlap.train_distinct
-    copied_before = overlap.copied > 0 and overlap.rich > 0 and not small_world
+    copied_before = overlap.copied > 0 and overlap.rich > 0 and not small_world and not rich_beyond
     rich_beyond = rich_beyond or copied_before
     leaked = (poor if poor_leaks else 0) + (overlap.rich if rich_beyond or not small_world else 0)
     if not leaked:
@@ -314,7 +314,7 @@ def split_leak(
         severity=loud if beyond_chance else "note",
         fix='parts = whole.train_test_split(0.2)  # first; then repeat rows of parts["train"]'
         if copied_before
-        else None,
+        else _without_copies(overlap.columns),
         evidence={
             "seen": f"{leaked:,} copies",
             "expected": "none" if expected < 0.5 else f"{expected:.0f} by repetition alone",
@@ -324,6 +324,14 @@ def split_leak(
             "whole_rows": overlap.whole,
         },
         examples=overlap.examples,
+    )
+
+
+def _without_copies(columns: Sequence[str]) -> str:
+    row = f"str(row[{columns[0]!r}])" if len(columns) == 1 else f"str([row[c] for c in {columns}])"
+    return (
+        f"seen = {{{row} for row in train}}; "
+        f"validation = validation.filter(lambda row: {row} not in seen)"
     )
 
 

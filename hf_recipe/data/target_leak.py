@@ -11,6 +11,7 @@ numbers), else a note: a keyword or a threshold may lawfully be the task.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
+from hf_recipe.core.check import Check, Located, Measurement, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.data.asked import CALL, asking
 from hf_recipe.data.cheap import (
@@ -34,16 +35,17 @@ from hf_recipe.data.cheap import (
 )
 from hf_recipe.data.context import tokens_of, words_trial
 from hf_recipe.data.giveaway_tokens import NEARLY, Giveaway, balanced, from_tokens
-from hf_recipe.data.hashing import flat_array, is_list, is_number
+from hf_recipe.data.hashing import flat_array
 from hf_recipe.data.labels import seen_counts
 from hf_recipe.data.sample import Sample, floats_of, gather, sample_of
-from hf_recipe.data.source import Source, roles_of, source_of
+from hf_recipe.data.source import roles_of
 from hf_recipe.data.words import TokenRows
 from hf_recipe.instruments.subject import Subject
 
 Floats = npt.NDArray[np.float64]
 
 PIXELS = 1_024  # images with more are not looked at pixel by pixel
+COPIED = 0.9999  # R squared of a quantity from which it is the label up to rounding; judged
 COPY_GAP = 4.5  # deviations between neighbouring classes: a normal overlap under 2 %
 
 
@@ -86,7 +88,7 @@ def take_giveaways(subject: Subject) -> Iterator[Located]:
         else:
             unread.append(f"pixels ({height} x {width}: too many to be looked at one by one)")
     if counts.form == "number":
-        found = lines(_targets(sample, label), sample, columns)
+        found = lines(targets_of(sample, label), sample, columns)
     else:
         found = from_columns(subject, sample, columns, tokens)
     if tokens is not None and counts.form != "number":
@@ -102,43 +104,6 @@ def take_giveaways(subject: Subject) -> Iterator[Located]:
         note=sample.note,
     )
     yield Located(measured, "train")
-
-
-def take_copies(subject: Subject) -> Iterator[Located]:
-    """Before a run, where inputs are plain numbers: elements that hold the class itself."""
-    if subject.cache.get("raw"):
-        raise Skip("looked for along with everything else")
-    source = source_of(subject, "train")
-    roles = roles_of(subject, source)
-    if not roles.inputs or not _plain_numbers(source, roles.inputs):
-        raise Skip("takes seconds of its own: hf_recipe.inspect_dataset(dataset)")
-    if seen_counts(subject, source, roles).form != "class":
-        raise Skip("the labels are no classes")
-    sample = sample_of(subject)
-    labels, columns = sample.labels, dict(sample.inputs.columns)
-    parts = [labels == k for k in range(sample.classes)]
-    exact = [n for n, v in columns.items() if all(_one_value(v[part]) for part in parts)]
-    found = from_columns(subject, sample, columns, None) if exact else []
-    measured = Giveaways(
-        label=str(roles.label),
-        features=len(columns),
-        found=tuple(g for g in found if g.name in exact and g.form == "copy"),
-        rows=int(sample.held.sum()),
-        unread=tuple(sample.inputs.unread),
-        note=f"exact copies alone; {sample.note}",
-    )
-    yield Located(measured, "train")
-
-
-def _plain_numbers(source: Source, inputs: tuple[str, ...]) -> bool:
-    """Whether every input is numbers, or flat lists of them, that are no token ids."""
-    for name in inputs:
-        kind = flat_array(next(source.chunks([name])).column(name)).type
-        if is_list(kind) and not pa.types.is_integer(kind.value_type):
-            kind = kind.value_type
-        if not is_number(kind):
-            return False
-    return True
 
 
 # ---------------------------------------------------------------- columns
@@ -191,7 +156,7 @@ def form_of(values: Floats, labels: npt.NDArray[Any], classes: int, *, category:
         if len(codes) <= 2 * classes:
             return "copy"
     parts = [filled[labels == k] for k in range(classes)]
-    single = [part for part in parts if _one_value(part)]
+    single = [part for part in parts if one_value(part)]
     if len(single) == classes:
         return "copy"
     if category:
@@ -209,13 +174,14 @@ def form_of(values: Floats, labels: npt.NDArray[Any], classes: int, *, category:
     return "copy" if min(gaps) >= COPY_GAP else "threshold"
 
 
-def _one_value(part: Floats) -> bool:
+def one_value(part: Floats) -> bool:
     """Whether 99 % of the values are one and the same, or missing."""
     _, counts = np.unique(part, return_counts=True)
     return len(part) > 1 and counts.max() >= NEARLY * len(part)
 
 
-def _targets(sample: Sample, label: str) -> Floats:
+def targets_of(sample: Sample, label: str) -> Floats:
+    """The quantities behind the sample's classes."""
     table: pa.Table = gather(sample.source, sample.places, [label])
     return floats_of(flat_array(table.column(label)))
 
@@ -246,7 +212,21 @@ def fit(values: Floats, targets: Floats, held: npt.NDArray[np.bool_]) -> float:
 
 # ---------------------------------------------------------------- verdicts
 
+ELEMENT = re.compile(r"(\w+)\[(\d+)\]$")
+
+
+def _without(name: str) -> str | None:
+    """The line that takes an element or a column out; None: words are to be stripped."""
+    if element := ELEMENT.match(name):
+        column, place = element.groups()
+        return f"{column} = np.delete({column}, {place}, axis=-1)  # in every row, and train again"
+    if name.isidentifier():
+        return f"dataset = dataset.remove_columns({name!r})  # then train again"
+    return None
+
+
 SAID = {
+    "exact": "it has one value in each class: the label itself, in other numbers",
     "copy": "looks like a copy of the label: gaps lie between the classes",
     "single value": "is one single value in every class but one",
     "threshold": "is cut by the label at a threshold, as a lawful feature may be",
@@ -265,27 +245,31 @@ def target_in_input(
     ] = NEARLY,
     copied: Annotated[
         float, "R squared of a quantity from which it is the label up to rounding; judged"
-    ] = 0.9999,
+    ] = COPIED,
     alpha: Annotated[float, "chance that the others' shortfall is an accident"] = ALPHA,
 ) -> Iterator[Fault]:
     """A warning for what looks made from the label, a note for what merely tells it all."""
     for giveaway in seen.found:
         if giveaway.accuracy < nearly or not giveaway.p < alpha or giveaway.rest >= nearly:
             continue
-        made = giveaway.form in ("copy", "single value", "name") or (
+        made = giveaway.form in ("exact", "copy", "single value", "name") or (
             giveaway.form == "line" and giveaway.accuracy >= copied
         )
         measure = "R squared" if giveaway.form == "line" else "balanced accuracy"
         digits = 5 if giveaway.form == "line" else 3
+        others = "" if giveaway.form == "exact" else f", everything else {giveaway.rest:.3f}"
         yield Fault(
             message=f"{giveaway.name} alone tells {seen.label}: {measure} "
-            f"{giveaway.accuracy:.{digits}f} on {seen.rows:,} held-out rows, everything else "
-            f"{giveaway.rest:.3f}; {SAID[giveaway.form]}",
+            f"{giveaway.accuracy:.{digits}f} on {seen.rows:,} held-out rows{others}; "
+            f"{SAID[giveaway.form]}",
             subject=giveaway.name,
             severity="warning" if made else "note",
+            fix=_without(giveaway.name),
             evidence={
                 "seen": f"{giveaway.accuracy:.{digits}f} by it alone",
-                "expected": f"{giveaway.rest:.3f} by everything else",
+                "expected": "no element that is the label"
+                if giveaway.form == "exact"
+                else f"{giveaway.rest:.3f} by everything else",
                 "form": giveaway.form,
                 "p": giveaway.p,
             },
@@ -293,7 +277,6 @@ def target_in_input(
         )
 
 
-COPIES = Probe("look for the label among numbers", "dataset", (Giveaways,), take_copies)
 GIVEAWAYS = asking("look for the label in the input", Giveaways, take_giveaways)
 
 TARGET_IN_INPUT = Check(

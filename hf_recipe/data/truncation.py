@@ -9,14 +9,14 @@ looked for in its row. Otherwise rows that pile up at one greatest length are th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
 from hf_recipe.core.check import Check, Located, Measurement, Probe
 from hf_recipe.core.finding import Fault, Severity
-from hf_recipe.data.alignment import Place, place
 from hf_recipe.data.masks import shifts_labels
+from hf_recipe.data.text_places import Places, seen_in, text_places
 from hf_recipe.data.text_rows import (
     IGNORED,
     TextRow,
@@ -24,18 +24,11 @@ from hf_recipe.data.text_rows import (
     is_prompt,
     of_every_split,
     read_columns,
-    text_rows,
 )
-from hf_recipe.data.tokenizer import (
-    Special,
-    Splitter,
-    last_limit,
-    special_ids,
-    splitting,
-    tokenizer_of,
-)
+from hf_recipe.data.tokenizer import Special, last_limit, special_ids, tokenizer_of
 from hf_recipe.instruments.subject import Subject
 
+ASIDE = "tokenizer(text_target=..., max_length=...)  # raise this limit, that of the labels"
 TEMPLATE = 16  # ids that a template may put between a prompt and its answer
 
 
@@ -44,7 +37,8 @@ class ColumnCut:
     """What is left of one text column.
 
     Attributes:
-        column: its name; target: whether it is what the model is to say.
+        column: its name; target: whether it is what the model is to say; aside: whether it stands
+            in labels of its own, rather than behind its prompt.
         rows: rows whose text was found, whole or in part; cut: of these, in part.
         tokens, lost: tokens of these texts without a limit, and those that are missing.
     """
@@ -55,6 +49,7 @@ class ColumnCut:
     cut: int = 0
     tokens: int = 0
     lost: int = 0
+    aside: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,58 +138,6 @@ def lengths(rows: Sequence[TextRow], special: Special, limit: int | None) -> Tru
     )
 
 
-Places = dict[str, list[Place | None]]
-
-
-def text_places(subject: Subject, split: str) -> Places:
-    """For each text column, where it stands in each of `text_rows`; looked for once per subject.
-
-    Empty where there is no tokenizer, or no text.
-    """
-    key, tokenizer = f"text places:{split}", tokenizer_of(subject)
-    if key not in subject.cache and tokenizer is not None:
-        with splitting(tokenizer) as splitter:
-            subject.cache[key] = _places(
-                text_rows(subject, split), splitter, special_ids(subject).every
-            )
-    found: Places = subject.cache.get(key, {})
-    return found
-
-
-def _places(rows: Sequence[TextRow], splitter: Splitter, borders: Collection[int]) -> Places:
-    """A text is split by itself and behind a space, since many tokenizers tell the two apart."""
-    found: Places = {}
-    for column in dict.fromkeys(name for row in rows for name in row.texts):
-        best: list[Place | None] = []
-        for before in ("", " "):
-            places = [_place(row, column, before, splitter, borders) for row in rows]
-            if _seen(places) > _seen(best):
-                best = places
-            if _seen(best) == len(rows):
-                break
-        found[column] = best or [None] * len(rows)
-    return found
-
-
-def _place(
-    row: TextRow, column: str, before: str, splitter: Splitter, borders: Collection[int]
-) -> Place | None:
-    text = row.texts.get(column, "").strip()
-    if not text:
-        return None
-    ids = splitter.ids(before + text)
-    at = place(row.ids, ids, borders)
-    if row.target is None or (at is not None and not at.is_cut):
-        return at
-    aim = place(row.target, ids, borders)
-    better = aim is not None and (at is None or aim.kept > at.kept)
-    return replace(aim, target=True) if aim is not None and better else at
-
-
-def _seen(places: Sequence[Place | None]) -> int:
-    return sum(p is not None for p in places)
-
-
 def _are_windows(subject: Subject, split: str, rows: Sequence[TextRow], places: Places) -> bool:
     """Whether what a row lacks stands in the row beside it: windows over one long text."""
     dataset = subject.rows(split).dataset
@@ -224,15 +167,16 @@ def with_texts(
             continue
         short = [(row, at) for row, at in there if at.is_cut]
         cut |= {row.number for row, _ in short}
+        aside = 2 * sum(at.target for _, at in there) > len(there)
         columns.append(
             ColumnCut(
                 column,
-                2 * sum(at.target for _, at in there) > len(there)
-                or (continues and is_answer(column)),
+                aside or (continues and is_answer(column)),
                 len(there),
                 len(short),
                 sum(at.whole for _, at in there),
                 sum(at.whole - at.kept for _, at in short),
+                aside,
             )
         )
     seen = replace(
@@ -243,11 +187,11 @@ def with_texts(
 
 def _with_answers(seen: Truncation, rows: Sequence[TextRow], places: Places) -> Truncation:
     """Count the rows in which nothing is left of the answer, behind a prompt that is there."""
-    prompts = [c for c, found in places.items() if is_prompt(c) and _seen(found) > len(rows) / 2]
+    prompts = [c for c, found in places.items() if is_prompt(c) and seen_in(found) > len(rows) / 2]
     answers = [c for c in places if is_answer(c)]
     if not prompts or not answers:
         return seen
-    answer = max(answers, key=lambda c: _seen(places[c]))
+    answer = max(answers, key=lambda c: seen_in(places[c]))
     pile = seen.full >= 0.2 * seen.rows
     gone, there = [], 0
     for i, row in enumerate(rows):
@@ -284,7 +228,8 @@ def truncated_example(
     few: Annotated[float, "share of rows cut that is not worth a line; judged"] = 0.02,
     gone: Annotated[float, "rows without their answer: most of them is no accident"] = 0.5,
     warn: Annotated[float, "rows without their answer; as labels-masked"] = 0.2,
-    lost: Annotated[float, "share of the label side's tokens that is as good as all"] = 0.8,
+    lost: Annotated[float, "share of the label side's tokens: more is cut off than is left"] = 0.5,
+    ends: Annotated[float, "the same, where most rows lack their end; as for answers gone"] = 0.2,
 ) -> Iterator[Fault]:
     """A note on what is cut; an error where it is the answer."""
     share = seen.answers_gone / seen.answers if seen.answers else 0.0
@@ -299,13 +244,16 @@ def truncated_example(
             seen.answer,
             fraction=share,
         )
-    elif target is not None and target_lost >= lost:
+    elif target is not None and (
+        target_lost >= lost or (target_lost >= ends and target.cut > gone * target.rows)
+    ):
         yield _fault(
             seen,
             f"{target_lost:.1%} of the tokens of {target.column}, which the model is to say, are "
             f"cut off, in {target.cut:,} of {target.rows:,} rows",
-            "error",
+            "error" if target_lost >= lost else "warning",
             target.column,
+            fix=ASIDE if target.aside else None,
             fraction=target_lost,
         )
     elif seen.columns or seen.windows:
@@ -357,12 +305,19 @@ def _pile(seen: Truncation, *, few: float, gone: float, warn: float) -> Iterator
 
 
 def _fault(
-    seen: Truncation, message: str, severity: Severity | None, subject: str, **numbers: float
+    seen: Truncation,
+    message: str,
+    severity: Severity | None,
+    subject: str,
+    *,
+    fix: str | None = None,
+    **numbers: float,
 ) -> Fault:
     return Fault(
         message=message,
         subject=subject,
         severity=severity,
+        fix=fix,
         evidence={
             "seen": f"{numbers['fraction']:.1%} cut at {seen.longest} tokens",
             "expected": "the answer within the limit" if severity else "few rows cut",

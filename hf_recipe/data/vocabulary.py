@@ -222,4 +222,5 @@ UNKNOWN_TOKEN = Check(
     source="deepchecks, unknown tokens, 2023; LMFlow issue 394, 2023",
     judges=(unknown_token,),
     unsure="Corpora that mark rare words on purpose, where the text is not there to show it.",
+    explains=("conflicting-labels", "duplicate-example", "input-ignored"),
 )

@@ -6,6 +6,7 @@ too. Nothing raises: the labels are padded to the length of the tokens.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
@@ -28,6 +29,10 @@ class WordLabels(Measurement):
             fewer labels than ids, which the collator filled up.
         broken: rows with a word in pieces, as the tokenizer marks them; early: of these, rows whose
             labels lie side by side from the start and end before the last words do.
+        filled: of the rows with a word in pieces, those whose last labels, as many as there are
+            pieces beyond the first of each word, are all one and the same class.
+        inner: labelled pieces inside a word; unlike: of these, with another label than mostly goes
+            with that of the word's first piece.
         differ: tokens that begin a word, where the word's label and the label at the token's own
             place in the list of words differ; by_word, by_place: which of the two stands there.
         examples: rows whose labels stand in the wrong place.
@@ -38,6 +43,9 @@ class WordLabels(Measurement):
     shorter: int = 0
     broken: int = 0
     early: int = 0
+    filled: int = 0
+    inner: int = 0
+    unlike: int = 0
     differ: int = 0
     by_word: int = 0
     by_place: int = 0
@@ -69,10 +77,18 @@ def word_labels(rows: Sequence[TextRow], tokenizer: Any, special: Special) -> Wo
     counts = {f.name: 0 for f in fields(WordLabels) if f.type == "int"}
     wrong: list[int] = []
     marks = None if tokenizer is None else word_starts(tokenizer)
+    ended: defaultdict[int, list[int]] = defaultdict(list)
+    after: defaultdict[int, Counter[int]] = defaultdict(Counter)
     for row in rows:
         own = row.integers.get("labels", row.integers.get("label", []))
         shorter = row.stored is not None and 1 < len(own) < len(row.stored)
-        early = None if marks is None else _ends_early(row, tokenizer, marks, special)
+        split = None if marks is None else _in_pieces(row, tokenizer, marks, special)
+        early = None if split is None else _ends_early(row, split)
+        if split is not None:
+            for label in _filler(row, split):
+                ended[label].append(row.number)
+            for first, inside in _inside(row, split):
+                after[first][inside] += 1
         counts["rows"] += 1
         counts["stored"] += len(own) > 1
         counts["shorter"] += shorter
@@ -84,7 +100,11 @@ def word_labels(rows: Sequence[TextRow], tokenizer: Any, special: Special) -> Wo
         with splitting(tokenizer) as splitter:
             seen = _against_words(rows, splitter, special)
         counts |= dict(zip(("differ", "by_word", "by_place"), seen, strict=True))
-    return WordLabels(**counts, examples=tuple(dict.fromkeys(wrong))[:20])
+    filled = max(ended.values(), key=len, default=[])
+    counts["filled"] = len(filled)
+    counts["inner"] = sum(c.total() for c in after.values())
+    counts["unlike"] = counts["inner"] - sum(max(c.values()) for c in after.values())
+    return WordLabels(**counts, examples=tuple(dict.fromkeys(wrong or filled))[:20])
 
 
 def word_starts(tokenizer: Any) -> str | None:
@@ -96,11 +116,18 @@ def word_starts(tokenizer: Any) -> str | None:
     return None
 
 
-def _ends_early(row: TextRow, tokenizer: Any, mark: str, special: Special) -> bool | None:
-    """Whether labels lie side by side and stop before the last words do.
+@dataclass(frozen=True)
+class _Split:
+    """A row's pieces: positions of its own tokens, of those that begin a word, and of those that
+    go on with letters or digits where such stood before."""
 
-    None: no word of this row is in pieces, so that nothing can be told.
-    """
+    own: list[int]
+    starts: set[int]
+    inside: list[int]
+
+
+def _in_pieces(row: TextRow, tokenizer: Any, mark: str, special: Special) -> _Split | None:
+    """How the row's words are split; None: none of them is, so that nothing can be told."""
     pieces = tokenizer.convert_ids_to_tokens(row.ids)
     inner = [i for i, token in enumerate(row.ids) if token not in special.every]
     if not inner or row.labels is None:
@@ -108,7 +135,31 @@ def _ends_early(row: TextRow, tokenizer: Any, mark: str, special: Special) -> bo
     starts = {i for i in inner if pieces[i].startswith(mark) != (mark == "##")} | {inner[0]}
     if len(starts) == len(inner):
         return None
-    given = [i for i, label in enumerate(row.labels) if label != IGNORED]
+    spelt = [pieces[i].removeprefix(mark).isalnum() for i in range(len(pieces))]
+    inside = [i for i in inner if i not in starts and spelt[i] and spelt[i - 1]]
+    return _Split(inner, starts, inside)
+
+
+def _filler(row: TextRow, split: _Split) -> set[int]:
+    """The one class that all labels behind the number of words hold, if they do."""
+    behind = [i for i in split.own if i >= split.own[0] + len(split.starts)]
+    classes = {(row.labels or [])[i] for i in behind}
+    return classes - {IGNORED} if len(classes) == 1 else set()
+
+
+def _inside(row: TextRow, split: _Split) -> Iterator[tuple[int, int]]:
+    """For each labelled piece inside a word, the label of the word's first piece and its own."""
+    labels, first = row.labels or [], split.own[0]
+    for i in split.own:
+        first = i if i in split.starts else first
+        if i in split.inside and IGNORED not in (labels[first], labels[i]):
+            yield labels[first], labels[i]
+
+
+def _ends_early(row: TextRow, split: _Split) -> bool:
+    """Whether labels lie side by side and stop before the last words do."""
+    inner, starts = split.own, split.starts
+    given = [i for i, label in enumerate(row.labels or []) if label != IGNORED]
     if not given or given != list(range(given[0], given[-1] + 1)) or given[0] > inner[0]:
         return False
     on_pieces = any(i in given and i not in starts for i in inner)
@@ -192,6 +243,12 @@ def word_labels_misaligned(
     place: Annotated[float, "of tokens that can tell; laid by position all do, else few"] = 0.8,
     share: Annotated[float, "of rows that can tell; labels moved with their words give none"] = 0.5,
     enough: Annotated[int, "tokens or rows that can tell; judged"] = 8,
+    unlike: Annotated[
+        float, "of pieces inside words: labelled by word or by characters, few"
+    ] = 0.15,
+    filled: Annotated[
+        float, "of rows that can tell; labelled by word, rows end in any class"
+    ] = 0.9,
 ) -> Iterator[Fault]:
     """Labels that stand at their word's number instead of on their word."""
     by_place = seen.by_place > place * seen.differ and seen.by_word <= (1 - place) * seen.differ
@@ -213,6 +270,17 @@ def word_labels_misaligned(
             "before the last words do: they were laid by position"
         )
         told = seen.early / seen.broken
+    elif (
+        seen.unlike >= max(enough, unlike * seen.inner)
+        and seen.broken >= enough
+        and seen.filled > filled * seen.broken
+    ):
+        message = (
+            f"{seen.unlike:,} of {seen.inner:,} pieces inside words carry another class than their "
+            f"word, and in {seen.filled:,} of {seen.broken:,} rows one class fills the end: labels "
+            "were laid by position, over words that are split"
+        )
+        told = seen.filled / seen.broken
     else:
         return
     yield Fault(

@@ -62,7 +62,16 @@ def stack(frozen, before, drawn, blocks=12):
         (head_frozen, TrainableParts(**WHOLE), []),
         (head_frozen, TrainableParts(**HEADLESS), ["default"]),
         (head_frozen, TrainableParts(**{**HEADLESS, "head_drawn": False}), []),
-        (head_frozen, TrainableParts(**{**HEADLESS, "adapted": True, "loaded": False}), []),
+        (
+            head_frozen,
+            TrainableParts(**{**HEADLESS, "adapted": True, "loaded": False, "head_writes": True}),
+            [],
+        ),
+        (
+            head_frozen,
+            TrainableParts(**{**HEADLESS, "adapted": True, "loaded": False}),
+            ["default"],
+        ),
         (head_frozen, TrainableParts(**{**HEADLESS, "trainable": 0}), []),
         (frozen_by_accident, TrainableParts(**WHOLE), []),
         (

@@ -129,6 +129,13 @@ def test_depth():
     assert names(VANISHING_GRADIENT, deep(1e-9, 1e-8, 1e-5, 1e-2)) == ["warning"]
     assert names(VANISHING_GRADIENT, deep(0.0, 0.0, 1e-2, 1e-2, 1e-2)) == []  # adapters at zero
     assert names(VANISHING_GRADIENT, deep(1e-2, 1e-9, 1e-9, 1e-2)) == []  # not from the input on
+    for pair in (
+        ("attention.self.query", "attention.self.key"),
+        ("self_attn.q_proj", "self_attn.k_proj"),
+        ("q_proj.lora_A.default", "q_proj.lora_B.default"),
+    ):  # while attention is even, next to nothing depends on these
+        first = [layer(f"layer.2.{name}.weight", gradient=1e-9) for name in pair]
+        assert names(VANISHING_GRADIENT, samples(*first, *map(layer, "vop"))) == []
     under = samples(*(layer(f"w{i}", dtype="float16", reached=50) for i in range(4)))
     assert names(VANISHING_GRADIENT, under) == ["float16"]
     assert names(EXPLODING_GRADIENT, deep(1e2, 1e1, 1e0, 1e-1, 1e-3, 1e-4)) == ["warning"]

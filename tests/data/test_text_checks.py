@@ -53,8 +53,9 @@ def test_truncation_is_judged_by_what_is_lost():
     assert judged(answers=100, answers_gone=5) == []
     target = ColumnCut("summary", True, rows=100, cut=100, tokens=1000, lost=900)
     assert judged(columns=(target,), cut_rows=100) == ["error"]
-    half = ColumnCut("summary", True, rows=100, cut=100, tokens=1000, lost=600)
-    assert judged(columns=(half,), cut_rows=100) == [None]
+    for cut, lost, severity in ((100, 600, "error"), (100, 300, "warning"), (40, 300, None)):
+        short = ColumnCut("summary", True, rows=100, cut=cut, tokens=1000, lost=lost)
+        assert judged(columns=(short,), cut_rows=cut) == [severity]
 
 
 def test_without_texts_rows_that_pile_up_look_cut():
@@ -120,6 +121,10 @@ def test_word_labels_are_judged_by_tokens_that_can_tell():
     assert judged(differ=100, by_word=100) == judged(differ=100, by_word=50, by_place=50) == 0
     assert judged(stored=50, shorter=50) == judged(broken=40, early=38) == 1
     assert judged(broken=40, early=2) == judged() == 0
+    laid = {"broken": 40, "filled": 40, "inner": 100, "unlike": 40}
+    assert judged(**laid) == 1
+    for healthy in ({"filled": 30}, {"unlike": 2}, {"broken": 7, "filled": 7}):
+        assert judged(**{**laid, **healthy}) == 0
 
 
 # ---------------------------------------------------------------- instruments

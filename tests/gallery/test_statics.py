@@ -55,6 +55,17 @@ def adapters(folder, faulty):
     return trainer(folder, model)
 
 
+def task_head(folder, faulty):
+    """Adapters whose task type was left out: PEFT freezes the classifier with the rest."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    kind = None if faulty else TaskType.SEQ_CLS
+    modules = ["query", "value"]
+    return trainer(
+        folder, get_peft_model(bert(), LoraConfig(task_type=kind, r=4, target_modules=modules))
+    )
+
+
 def saved_bert(folder):
     BertModel(bert().config).save_pretrained(folder / "base")
     return folder / "base"
@@ -262,6 +273,7 @@ def case(check, build, severity, **more):
 
 CASES = [
     case("head-frozen", head, "warning"),
+    case("head-frozen", task_head, "warning", name="task head under adapters"),
     case("frozen-by-accident", layers, "warning"),
     case("frozen-by-accident", adapters, "warning", name="adapters frozen"),
     case("untied-embedding", untied, "warning"),
@@ -293,6 +305,14 @@ def test_faulty_run_is_named(case, tmp_path):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_fixed_twin_is_silent(case, tmp_path):
     assert_silent(case, tmp_path)
+
+
+def test_the_fix_names_the_modules(tmp_path):
+    """Lines that can be pasted: the head and the two tensors by their own names."""
+    report = assert_found(case("head-frozen", head, "warning"), tmp_path)
+    assert report.findings[0].fix == "model.classifier.requires_grad_(True)"
+    report = assert_found(case("untied-embedding", tied_by_hand, "warning"), tmp_path)
+    assert "lm_head.weight and model.embed_tokens.weight" in report.findings[0].message
 
 
 def test_notes(tmp_path):

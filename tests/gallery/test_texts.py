@@ -108,6 +108,20 @@ def target_cut_off(folder, faulty):
     )
 
 
+def targets_without_their_ends(folder, faulty):
+    """A decoder's targets cut in the middle, each closed as if it ended there."""
+    tok = tw.tokenizer("unigram", shape="target")
+    limit = 20 if faulty else 200
+
+    def join(batch):
+        target = tok(text_target=batch["completion"], truncation=True, max_length=limit)
+        return {**tok(batch["prompt"]), "labels": target["input_ids"]}
+
+    trainer = target_cut_off(folder, False)
+    trainer.train_dataset = tw.pairs(80, answer=(12, 20)).map(join, batched=True)
+    return trainer
+
+
 def _classifier(folder, tok, texts, split=None):
     data = datasets.Dataset.from_dict({"text": texts, "label": [i % 2 for i in range(len(texts))]})
     data = data.map(lambda batch: (split or tok)(batch["text"]), batched=True)
@@ -134,6 +148,40 @@ def foreign_text(folder, faulty):
         there, here = "абвгдеклмнопрст", "abvgdeklmnoprst"
         texts = [text.lower().translate(str.maketrans(here, there)) for text in texts]
     return _classifier(folder, tok, texts)
+
+
+def unknown_alike(folder, faulty):
+    """Words that the vocabulary lacks make different texts one: the copies are its doing."""
+    tok = tw.tokenizer("wordpiece", shape="bert")
+    texts = tw.texts(100, low=3, high=6)
+    if faulty:
+        texts = [" ".join("\u4e2d" * len(word) for word in text.split()) for text in texts]
+    return _classifier(folder, tok, texts)
+
+
+def _labelled(tok, rows, laid):
+    """Encoded words with labels laid by position, padded with a class; or moved with the words."""
+    made = tok(rows["tokens"], is_split_into_words=True, padding=True)
+    made["labels"] = []
+    for i, tags in enumerate(rows["ner_tags"]):
+        numbers = made.word_ids(i)
+        by_place = ([0, *tags] + [0] * len(numbers))[: len(numbers)]
+        moved = [-100 if w is None else tags[w] for w in numbers]
+        made["labels"].append(by_place if laid else moved)
+    return made
+
+
+def labels_by_position_bare(folder, faulty):
+    """Nothing is left of the words but the pieces."""
+    tok = tw.tokenizer("wordpiece", shape="bert")
+    made = _labelled(tok, tw.tagged(80)[:], faulty)
+    kept = {name: made[name] for name in ("input_ids", "attention_mask", "labels")}
+    return Trainer(
+        model=tw.tagger(tok),
+        args=arguments(folder, **SHORT),
+        train_dataset=datasets.Dataset.from_dict(kept),
+        processing_class=tok,
+    )
 
 
 def labels_by_position(folder, faulty):
@@ -173,11 +221,21 @@ CASES = [
         "truncated-example", answers_cut_without_texts, also=MASKED, **ONLY, name="no texts to see"
     ),
     Case("truncated-example", target_cut_off, "error", **ONLY, name="target cut off"),
+    Case("truncated-example", targets_without_their_ends, "warning", **ONLY, name="ends cut off"),
     Case("prompt-supervised", prompts_trained, "warning", **ONLY, name="prompts trained"),
     Case("prompt-supervised", labels_overwritten, "warning", **ONLY, name="labels overwritten"),
     Case("stale-tokens", old_cache, "warning", **ONLY),
     Case("unknown-token", foreign_text, "warning", also={"constant-input"}, **ONLY),
+    Case("unknown-token", unknown_alike, "warning", **ONLY, name="unknown words alike"),
     Case("word-labels-misaligned", labels_by_position, "warning", **ONLY),
+    Case(
+        "word-labels-misaligned",
+        labels_by_position_bare,
+        "warning",
+        also={"padding-labelled"},
+        **ONLY,
+        name="words not there",
+    ),
 ]
 
 
