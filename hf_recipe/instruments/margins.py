@@ -29,7 +29,7 @@ STRANGE = 0.05  # share of the rows whose label changes, from which row numbers 
 
 
 class MarginWatch:
-    """Mean margins by row of the data set over the first half of a run.
+    """Mean margins by row of the data set over the first half, or first epochs, of a run.
 
     Args:
         rows: length of the training set.

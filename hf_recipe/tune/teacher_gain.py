@@ -172,8 +172,11 @@ def _logits(model: nn.Module, task: heads.Task, inputs: Mapping[str, Any]) -> di
         else v
         for k, v in known.items()
     }
+    if not moved:  # a bare network that takes its one input by position
+        moved = {"": next(v for k, v in inputs.items() if k not in hidden)}
     with torch.no_grad():
-        found = heads.logits_of(model(**moved), task.kind)
+        outputs = model(moved[""]) if "" in moved else model(**moved)
+        found = heads.logits_of(outputs, task.kind)
     return {k: v.to(home) for k, v in found.items()}
 
 

@@ -9,12 +9,7 @@ from torch import nn
 from hf_recipe.baselines.loss_falls import LOSS_NOT_DECREASING, LossFall, follow_fall
 from hf_recipe.complexify.accumulates import GRADIENT_ACCUMULATES, GradientLeft, gradients_left
 from hf_recipe.complexify.clipping import CLIPPING_DOMINATES, Clipping, follow_clipping
-from hf_recipe.complexify.dead_units import (
-    DEAD_UNIT,
-    ActivationUnits,
-    ActivationWatch,
-    LayerUnits,
-)
+from hf_recipe.complexify.dead_units import DEAD_UNIT
 from hf_recipe.complexify.feeding import (
     ORDER_REPEATS,
     WAITING_FOR_DATA,
@@ -29,6 +24,7 @@ from hf_recipe.complexify.gradient_depth import (
     GradientCourse,
 )
 from hf_recipe.complexify.updates import UPDATE_ROUNDED_AWAY, UPDATE_TOO_LARGE, UPDATE_TOO_SMALL
+from hf_recipe.instruments.activations import ActivationUnits, ActivationWatch, LayerUnits
 from hf_recipe.instruments.layers import LayerNumbers, LayerSample, LayerSamples, LayerWatch
 from hf_recipe.instruments.subject import Plan
 from hf_recipe.instruments.window import Step, Window
