@@ -159,7 +159,8 @@ def no_fall(
     where = " below where it began" if above else ""
     yield Fault(
         f"the training loss did not fall{where}: {fall.before:.4g} before step 1, "
-        f"{fall.first:.4g} in the first half and {fall.last:.4g} in the second half of {fall.steps} steps "
+        f"{fall.first:.4g} in the first half and {fall.last:.4g} in the second half of "
+        f"{fall.steps} steps "
         f"(+- {fall.error:.2g}; ignoring the input gives {fall.prior:.4g})",
         evidence={
             "seen": f"fell by {fell:.2g}",
