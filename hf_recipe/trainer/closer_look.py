@@ -55,7 +55,7 @@ from hf_recipe.trainer import preflight
 WATCHED_STEPS = 3  # the first may have a rate of zero, and adapters move from the second on
 LEFT_OVER_AT = (2, 3)  # steps before whose first backward pass there must be no gradient
 FINGERPRINTS = 4  # micro-batches of each rank that are compared
-RANKS_EVERY = 64
+RANKS_AT, RANKS_EVERY = (1, 2, 8, 16, 32), 64
 EPOCHS = 3  # at least, in which margins are taken: few rows are learnt by heart so soon
 NORMS_AT = 4  # the step whose first forward pass is compared: every rank has had its own rows
 
@@ -156,7 +156,9 @@ class CloserLook:
         return not self._compiled() and gradients.touched(self.trainer)
 
     def finish(self, step: int) -> None:
-        """The run is over: say what its first half told of the labels."""
+        """The run is over: compare ranks once more, and say what was told of the labels."""
+        if world_size() > 1:
+            self._compare_weights(step)
         watch = self.margins
         if watch is None:
             return
@@ -334,18 +336,20 @@ class CloserLook:
         return min(1.0, limit / (norm + 1e-6)) if limit > 0 and math.isfinite(norm) else 1.0
 
     def _compare_ranks(self, step: int) -> None:
-        model = self._model
-        sharded = self.trainer is not None and preflight.sharded(self.trainer)
-        usual = step in (1, 2, 8) or step % RANKS_EVERY == 0
-        if usual and model is not None and not sharded and not self._model_parallel():
-            sums = from_all_ranks(checksum(model).tolist())
-            self.examiner.judge(weights_of(step, sums), "ranks", step=step)
+        if step in RANKS_AT or step % RANKS_EVERY == 0:
+            self._compare_weights(step)
         if self._prints is not None and step >= 2:
             prints = from_all_ranks(self._prints)
             self._prints = None if step >= FINGERPRINTS else self._prints
             self.examiner.judge(batches_of(prints), "ranks", step=step)
         if self._norm_hook is not None:
             self._compare_norms(step)
+
+    def _compare_weights(self, step: int) -> None:
+        sharded = self.trainer is not None and preflight.sharded(self.trainer)
+        if self._model is not None and not sharded and not self._model_parallel():
+            sums = from_all_ranks(checksum(self._model).tolist())
+            self.examiner.judge(weights_of(step, sums), "ranks", step=step)
 
     def _read_norms(self) -> None:
         """Read BatchNorm's statistics once, as the bare model's next forward pass begins."""
