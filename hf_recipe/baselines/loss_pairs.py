@@ -1,4 +1,4 @@
-"""Does the loss compare each output with its own label?
+"""Does the loss compare each output with its own label, and none that stands on padding?
 
 A cross-entropy over positions asks for classes on the second axis, and a ``view`` in the place of
 a ``transpose`` gives it the right shape and other numbers: the loss falls a little, and the model
@@ -19,6 +19,7 @@ from hf_recipe.core.check import Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.heads import bare
 from hf_recipe.instruments.overrides import replaces
+from hf_recipe.instruments.padding import pad_positions
 from hf_recipe.instruments.reach import is_own
 from hf_recipe.instruments.subject import Subject
 from hf_recipe.instruments.trace import few_rows, trace
@@ -34,11 +35,16 @@ class PulledClasses(Measurement):
         supervised: outputs with a label that counts.
         pulled: classes that are pulled up, over all outputs.
         single: supervised outputs of which exactly one class is.
+        rows, padded: of the batch, and outputs that stand on padding.
+        on_padding: of these, those that the loss has a gradient on.
     """
 
     supervised: int
     pulled: int
     single: int
+    rows: int = 0
+    padded: int = 0
+    on_padding: int = 0
 
 
 def measure_pulled(subject: Subject) -> Iterator[PulledClasses]:
@@ -62,10 +68,16 @@ def measure_pulled(subject: Subject) -> Iterator[PulledClasses]:
         raise Skip("the loss is not computed from the outputs that the model returns")
     up = gradient < -TINY * gradient.abs().max()
     counted = labels.to(up.device) != -100
+    pads = pad_positions(subject, batch.inputs, batch.inputs.get("attention_mask"))
+    if pads is None or pads.shape != counted.shape:
+        pads = torch.zeros_like(counted)
     yield PulledClasses(
         supervised=int(counted.sum()),
         pulled=int(up.sum()),
         single=int((counted & (up.sum(-1) == 1)).sum()),
+        rows=len(counted),
+        padded=int(pads.sum()),
+        on_padding=int((pads.to(up.device) & (gradient != 0).any(-1)).sum()),
     )
 
 
@@ -93,6 +105,26 @@ def pairs_mixed(
             "expected": "all",
         },
         fix="F.cross_entropy(logits.transpose(1, 2), labels)  # view() and reshape() mix the axes",
+    )
+
+
+def padding_counts(
+    seen: PulledClasses,
+    *,
+    share: Annotated[
+        float, "of the outputs on padding; a masked loss has a gradient on none"
+    ] = 0.5,
+) -> Iterator[Fault]:
+    """A term of the loss runs over padding, whatever the labels say."""
+    # One a row is the place before the first token, where padding stands on the left.
+    if seen.on_padding <= seen.rows or seen.on_padding <= share * seen.padded:
+        return
+    yield Fault(
+        f"the loss has a gradient on {seen.on_padding} of {seen.padded} outputs that stand on "
+        "padding: a term of it counts them",
+        subject="padding",
+        evidence={"seen": f"{seen.on_padding} of {seen.padded}", "expected": "0"},
+        fix="loss = (each * mask).sum() / mask.sum()  # mask = labels != -100, in every term",
     )
 
 

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import torch
 
+from hf_recipe.baselines.loss_pairs import padding_counts
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.batches import Batch
@@ -229,5 +230,5 @@ PADDED_LOSS_DIFFERS = Check(
     source="Karpathy, A Recipe for Training Neural Networks, 2019 (generalise a special case)",
     unsure="Losses that weigh classes or compare rows are no mean of their rows' and are left in "
     "peace, unless they are exactly the sum.",
-    judges=(batched_differs,),
+    judges=(batched_differs, padding_counts),
 )
