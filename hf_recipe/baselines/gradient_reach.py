@@ -32,6 +32,7 @@ from hf_recipe.instruments.reach import (
 from hf_recipe.instruments.subject import Subject
 from hf_recipe.instruments.trace import Trace, few_rows, trace
 
+TEACHERS = ("trainer.teacher", "trainer.ref")  # another check looks whether they train
 MORE_BATCHES = 3  # in training mode, before a parameter counts as never reached
 NAMED = 5
 
@@ -222,6 +223,7 @@ def _unregistered(
     foreign = [t for t in in_graph if id(t) not in registered | held | leaves]
     places = places_of(subject.model, foreign)
     places = places_in(subject.trainer, "trainer", foreign) | places
+    foreign = [t for t in foreign if not places.get(id(t), "").startswith(TEACHERS)]
     foreign = [t for t in foreign if isinstance(t, nn.Parameter) or id(t) in places]
     return UnregisteredTensors(
         places=tuple(sorted(places.get(id(t), "") for t in foreign)),

@@ -266,6 +266,7 @@ LOSS_BROADCAST = Check(
         "input-ignored",
         "initial-loss-unexpected",
         "loss-not-decreasing",
+        "padded-loss-differs",
     ),
 )
 

@@ -38,6 +38,7 @@ class TeacherGain(Measurement):
         standard_error: of the gain, over rows.
         rows: labelled rows.
         split: where they came from.
+        blind_error: that of the commonest label; None where rows have no class each.
     """
 
     teacher_error: float
@@ -46,6 +47,7 @@ class TeacherGain(Measurement):
     standard_error: float
     rows: int
     split: str
+    blind_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,15 @@ def measure_gain(subject: Subject) -> Iterator[TeacherGain]:
     theirs, ours, gain, error, rows = _paired(student, teacher)
     if rows < 2:
         raise Skip(f"the {split} rows carry no labels to compare teacher and student by")
-    yield TeacherGain(theirs, ours, gain, error, rows, split)
+    yield TeacherGain(theirs, ours, gain, error, rows, split, _blind_error(teacher, rows))
+
+
+def _blind_error(answers: _Answers, rows: int) -> float | None:
+    """The share of rows that have another label than the commonest."""
+    classes = torch.cat(answers.classes) if answers.classes else torch.zeros(0)
+    if len(classes) != rows:
+        return None
+    return 1 - float(torch.bincount(classes.long()).max()) / rows
 
 
 def fidelity(trainer: Any, split: str = "validation", rows: int = 2048) -> tuple[Fidelity, Table]:
@@ -325,15 +335,20 @@ def judge_gain(
     gain: TeacherGain,
     *,
     sigmas: Annotated[float, "judgement: a teacher within one standard error knows no more"] = 1.0,
+    even: Annotated[float, "the commonest label's error, from which it is a mark; judgement"] = 0.3,
     least_rows: Annotated[int, "judgement: fewer rows resolve nothing"] = 16,
 ) -> Iterator[Fault]:
-    """A teacher that is not better than the untrained student."""
-    if gain.rows < least_rows or gain.gain > sigmas * gain.standard_error:
+    """A teacher that is not better than the untrained student, or than one answer for all."""
+    blind = gain.blind_error if gain.blind_error is not None else 0.0
+    noise = 2 * (blind * (1 - blind) / max(gain.rows, 1)) ** 0.5
+    knows = blind < even or gain.teacher_error < blind - noise
+    if gain.rows < least_rows or (knows and gain.gain > sigmas * gain.standard_error):
         return
     yield Fault(
         f"before training the student errs by {gain.student_error:.3f} and its teacher by "
         f"{gain.teacher_error:.3f} on {gain.rows} {gain.split} rows: a gain of {gain.gain:.3f} "
-        f"+- {gain.standard_error:.3f}",
+        f"+- {gain.standard_error:.3f}"
+        + ("" if knows else f"; always the commonest label errs by {blind:.3f}"),
         subject="before training",
         evidence={
             "seen": f"teacher's error {gain.teacher_error:.3f}",
