@@ -61,6 +61,7 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.baselines.loaded",
     "hf_recipe.baselines.loss_falls",
     "hf_recipe.baselines.loss_operands",
+    "hf_recipe.baselines.loss_pairs",
     "hf_recipe.baselines.loss_units",
     "hf_recipe.baselines.modes",
     "hf_recipe.baselines.new_tokens",

@@ -126,4 +126,5 @@ example_leaks = Check(
     source="Karpathy, A Recipe for Training Neural Networks, 2019",
     unsure="Declared in-batch comparisons (contrastive heads) depend on other rows by design.",
     judges=(example_leak,),
+    explains=("padding-leak", "padded-loss-differs"),
 )

@@ -80,6 +80,8 @@ def measure_parts(subject: Subject) -> Iterator[TrainableParts]:
     adapters = _active_adapters(model, named)
     loaded = any(is_loaded(p) for p in named.values())
     head_name, head = output_parts(model)
+    if any(p.requires_grad for p in head):
+        head_name, head = _frozen_end(model, head_name, head)
     yield TrainableParts(
         elements=sum(p.numel() for p in named.values()),
         trainable=sum(p.numel() for p in named.values() if p.requires_grad),
@@ -155,6 +157,21 @@ def _writes(model: nn.Module) -> bool:
     """Whether the model has an output embedding: its head belongs to the base, not to a task."""
     output = getattr(model, "get_output_embeddings", None)
     return output is not None and output() is not None
+
+
+def _frozen_end(
+    model: nn.Module, name: str, head: list[nn.Parameter]
+) -> tuple[str, list[nn.Parameter]]:
+    """The head's last linear layer where that alone is frozen; else the whole head."""
+    inside = {id(p) for p in head}
+    linear = [
+        (path, list(module.parameters(recurse=False)))
+        for path, module in bare(model).named_modules()
+        if isinstance(module, nn.Linear) and id(module.weight) in inside
+    ]
+    if linear and not any(p.requires_grad for p in linear[-1][1]):
+        return linear[-1]
+    return name, head
 
 
 def _active_adapters(model: nn.Module, named: dict[str, nn.Parameter]) -> list[str]:

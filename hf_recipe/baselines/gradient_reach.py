@@ -18,7 +18,7 @@ from torch import nn
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault, Severity
 from hf_recipe.instruments.batches import Batch
-from hf_recipe.instruments.overrides import mentions
+from hf_recipe.instruments.overrides import asks_for_training, mentions
 from hf_recipe.instruments.reach import (
     SPARSE,
     grouped,
@@ -26,11 +26,13 @@ from hf_recipe.instruments.reach import (
     leaves_of,
     noting_calls,
     own_parts,
+    places_in,
     places_of,
 )
 from hf_recipe.instruments.subject import Subject
 from hf_recipe.instruments.trace import Trace, few_rows, trace
 
+TEACHERS = ("trainer.teacher", "trainer.ref")  # another check looks whether they train
 MORE_BATCHES = 3  # in training mode, before a parameter counts as never reached
 NAMED = 5
 
@@ -112,7 +114,8 @@ def measure_reach(subject: Subject) -> Iterator[ReachedParameters | Unregistered
         labels = batch.labels
         if isinstance(labels, torch.Tensor) and bool((labels == -100).all()):
             raise Skip("no label of the batch counts, so nothing can have a gradient")
-        made = trace(subject, batch)
+        own = subject.trainer is not None and asks_for_training(subject.trainer)
+        made = trace(subject, batch, training=own)
         in_graph = leaves_of(made.loss)
         reached, zero, cut = _backward(made, list(trainable.values()), in_graph)
         missing = [n for n, p in trainable.items() if id(p) not in reached]
@@ -173,7 +176,7 @@ def _reached_in_training(
     """Reentrant checkpointing hides its part of the graph: only a whole backward shows it."""
     if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in trainable.values()):
         raise Skip("the optimizer steps inside backward, so no trial backward is made")
-    made = trace(subject, batch, training=True, grasp=False)
+    made = trace(subject, batch, training=True, grasp=False, checkpointing=True)
     if made.loss.requires_grad:
         made.loss.backward()  # type: ignore[no-untyped-call]
     found = {id(p) for p in trainable.values() if p.grad is not None}
@@ -219,6 +222,8 @@ def _unregistered(
     leaves = {id(leaf.tensor) for leaf in made.leaves}
     foreign = [t for t in in_graph if id(t) not in registered | held | leaves]
     places = places_of(subject.model, foreign)
+    places = places_in(subject.trainer, "trainer", foreign) | places
+    foreign = [t for t in foreign if not places.get(id(t), "").startswith(TEACHERS)]
     foreign = [t for t in foreign if isinstance(t, nn.Parameter) or id(t) in places]
     return UnregisteredTensors(
         places=tuple(sorted(places.get(id(t), "") for t in foreign)),

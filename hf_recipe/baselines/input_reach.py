@@ -31,15 +31,12 @@ class InputInfluence:
         connected: whether the graph of the loss or of the outputs leads to it.
         gradient: the largest gradient on it, of the loss or of the outputs.
         moves: whether the loss or the outputs change with it; None where that was not tried.
-        tokens, idle: real tokens looked at, and those with a gradient of exactly 0.
     """
 
     name: str
     connected: bool
     gradient: float
     moves: bool | None
-    tokens: int = 0
-    idle: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,11 +47,14 @@ class InputReach(Measurement):
         inputs: one by one.
         parameters: whether the loss has a gradient on any parameter (the positive control).
         zeroed: whether a trainable weight is all zeros, as a gate or a head may start.
+        tokens, idle: real tokens of ``input_ids``, and those with a gradient of exactly 0.
     """
 
     inputs: tuple[InputInfluence, ...]
     parameters: bool
     zeroed: bool
+    tokens: int = 0
+    idle: int = 0
 
 
 def measure_inputs(subject: Subject) -> Iterator[InputReach]:
@@ -76,9 +76,12 @@ def measure_inputs(subject: Subject) -> Iterator[InputReach]:
         if leaf.name in influences and influences[leaf.name].gradient > 0:
             continue
         influences[leaf.name] = _influence(subject, made, leaf, a, b)
+    tokens, idle = _tokens(subject, made, of_outputs)
     yield InputReach(
         inputs=tuple(influences.values()),
         parameters=reached,
+        tokens=tokens,
+        idle=idle,
         zeroed=any(p.ndim > 1 and not bool(p.detach().count_nonzero()) for p in trainable)
         or any(p.numel() == 1 and float(p.detach()) == 0 for p in trainable),
     )
@@ -92,30 +95,60 @@ def _influence(
     of_outputs: torch.Tensor | None,
 ) -> InputInfluence:
     largest = max((float(g.max()) for g in (of_loss, of_outputs) if g is not None), default=0.0)
-    tokens = idle = 0
-    if leaf.name == "input_ids" and of_outputs is not None and of_outputs.ndim == 3:
-        sizes = of_outputs.amax(-1)
-        mask = made.received.get("attention_mask")
-        mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
-        pads = pad_positions(subject, made.batch.inputs, mask)
-        real = ~pads if pads is not None and pads.shape == sizes.shape else sizes >= 0
-        tokens, idle = int(real.sum()), int((real & (sizes == 0)).sum())
     return InputInfluence(
         name=leaf.name,
         connected=of_loss is not None or of_outputs is not None,
         gradient=largest,
         moves=_moves(subject, made, leaf.name) if largest == 0 else None,
-        tokens=tokens,
-        idle=idle,
     )
 
 
-def _moves(subject: Subject, made: Trace, name: str) -> bool | None:
-    """Whether loss or outputs change when the rows of one input change places."""
+def _tokens(
+    subject: Subject, made: Trace, of_outputs: list[torch.Tensor | None]
+) -> tuple[int, int]:
+    """Real tokens of ``input_ids``, and those that no gradient of the outputs comes back to."""
+    ids = made.batch.inputs.get("input_ids")
+    if not isinstance(ids, torch.Tensor) or ids.ndim != 2:
+        return 0, 0
+    sizes, looked_up = torch.zeros(ids.shape, device=ids.device), torch.zeros_like(ids[0])
+    for leaf, gradient in zip(made.leaves, of_outputs, strict=True):
+        start = _start(ids, leaf.ids)
+        if start is None or gradient is None or gradient.ndim != 3:
+            continue
+        columns = slice(start, start + gradient.shape[1])
+        sizes[:, columns] = torch.maximum(sizes[:, columns], gradient.amax(-1))
+        looked_up[columns] = 1
+    if not bool(looked_up.any()):
+        return 0, 0
+    mask = made.received.get("attention_mask")
+    mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+    pads = pad_positions(subject, made.batch.inputs, mask)
+    real = ~pads if pads is not None and pads.shape == sizes.shape else sizes >= 0
+    left = looked_up == 0
+    if bool(left.any()) and _moves(subject, made, "input_ids", left):
+        return 0, 0  # they are used in a way that no embedding shows
+    return int(real.sum()), int((real & (sizes == 0)).sum())
+
+
+def _start(ids: torch.Tensor, part: torch.Tensor | None) -> int | None:
+    """The column from which `part`, that was looked up, stands in `ids`."""
+    if part is None or part.ndim != 2 or len(part) != len(ids) or part.shape[1] > ids.shape[1]:
+        return None
+    width = part.shape[1]
+    places = range(ids.shape[1] - width + 1)
+    return next((k for k in places if torch.equal(ids[:, k : k + width], part)), None)
+
+
+def _moves(
+    subject: Subject, made: Trace, name: str, columns: torch.Tensor | None = None
+) -> bool | None:
+    """Whether loss or outputs change when the rows of one input, or some columns, are exchanged."""
     value = made.batch.inputs.get(name)
     if not isinstance(value, torch.Tensor) or value.shape[0] < 2:
         return None
     other = value.roll(1, 0)
+    if columns is not None:
+        other = torch.where(columns, other, value)
     if torch.equal(other, value):
         return None
     with torch.no_grad():
@@ -147,16 +180,17 @@ def without_influence(
             if given.connected and reach.zeroed:
                 continue
             yield _unused(given)
-        elif given.tokens and given.idle > share * given.tokens:
-            yield Fault(
-                f"{given.idle} of {given.tokens} real tokens have no influence on the outputs",
-                subject=given.name,
-                evidence={
-                    "seen": f"gradient 0 on {given.idle / given.tokens:.0%} of the tokens",
-                    "expected": "a gradient on every token",
-                },
-                fix="attention_mask = (input_ids != pad_token_id).long()  # 1 on tokens",
-            )
+    reached = any(given.gradient > 0 for given in reach.inputs)
+    if reached and reach.tokens and reach.idle > share * reach.tokens:
+        yield Fault(
+            f"{reach.idle} of {reach.tokens} real tokens have no influence on the outputs",
+            subject="input_ids",
+            evidence={
+                "seen": f"gradient 0 on {reach.idle / reach.tokens:.0%} of the tokens",
+                "expected": "a gradient on every token",
+            },
+            fix="attention_mask = (input_ids != pad_token_id).long()  # 1 on tokens",
+        )
 
 
 def _unused(given: InputInfluence) -> Fault:

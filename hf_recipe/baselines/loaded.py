@@ -8,9 +8,9 @@ compared with the model: which names it holds, and a few thousand values.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -36,6 +36,8 @@ class LoadedWeights(Measurement):
         in_file: tensors of the checkpoint.
         loaded: model tensors that transformers filled from a checkpoint.
         renamed: others for which the file holds an unused tensor of that shape and last name.
+        moved: of those, tensors in a numbered block whose like lies unused in the file's block of
+            the same number: no new head is numbered.
         offered: others that the file holds under their own name.
         compared: loaded matrices whose values were compared with the file's.
         unlike: those of them that do not correlate with the file (below one half).
@@ -52,6 +54,7 @@ class LoadedWeights(Measurement):
     unlike: int
     examples_unlike: tuple[str, ...] = ()
     examples_renamed: tuple[str, ...] = ()
+    moved: int = 0
 
 
 def measure_loaded(subject: Subject) -> Iterator[LoadedWeights]:
@@ -63,18 +66,10 @@ def measure_loaded(subject: Subject) -> Iterator[LoadedWeights]:
     named = {n.replace(".base_layer.", "."): p for n, p in model.named_parameters()}
     at = {name: _in_file(name, model, checkpoint) for name in named}
     used = {key for key in at.values() if key is not None}
-    spare = Counter(
-        (shape, key.rsplit(".", 1)[-1])
-        for key, shape in checkpoint.shapes.items()
-        if key not in used
-    )
+    unused = {key: shape for key, shape in checkpoint.shapes.items() if key not in used}
     fresh = [name for name, p in named.items() if not is_loaded(p)]
-    renamed = []
-    for name in fresh:
-        look = (tuple(named[name].shape), name.rsplit(".", 1)[-1])
-        if at[name] is None and spare[look] > 0:
-            spare[look] -= 1
-            renamed.append(name)
+    lacking = {name: tuple(named[name].shape) for name in fresh if at[name] is None}
+    renamed = _matched(lacking, unused, numbered=False)
     known = {n: key for n, key in at.items() if key is not None and is_loaded(named[n])}
     compared, unlike = _compare(named, known, checkpoint)
     by_hand = _filled_by_hand(named, fresh, at, checkpoint)
@@ -90,7 +85,34 @@ def measure_loaded(subject: Subject) -> Iterator[LoadedWeights]:
         unlike=len(unlike),
         examples_unlike=tuple(unlike[:5]),
         examples_renamed=tuple(renamed[:5]),
+        moved=len(_matched(lacking, unused, numbered=True)) if renamed else 0,
     )
+
+
+def _matched(
+    lacking: Mapping[str, tuple[int, ...]],
+    unused: Mapping[str, tuple[int, ...]],
+    *,
+    numbered: bool,
+) -> list[str]:
+    """Names of the model's tensors that have their like, by shape and last name, in the file.
+
+    Args:
+        numbered: compare the number of the block too, and leave out what stands in none.
+    """
+
+    def look(name: str, shape: tuple[int, ...]) -> tuple[Any, ...]:
+        parts = name.split(".")
+        return (shape, parts[-1], *([p for p in parts if p.isdigit()] if numbered else []))
+
+    spare = Counter(look(name, shape) for name, shape in unused.items())
+    found = []
+    for name, shape in lacking.items():
+        like = look(name, shape)
+        if spare[like] > 0 and (not numbered or len(like) > 2):
+            spare[like] -= 1
+            found.append(name)
+    return found
 
 
 def _filled_by_hand(
@@ -158,6 +180,7 @@ def weights_not_loaded(
     share: Annotated[
         float, "of the tensors; a new head with a pooler is under 10 % of a small model's; judged"
     ] = 0.25,
+    blocks: Annotated[int, "tensors of numbered blocks: one may be a layer that was meant"] = 2,
     rewritten: Annotated[
         float, "of the matrices; re-drawing the top layers on purpose stays below; judged"
     ] = 0.5,
@@ -170,7 +193,7 @@ def weights_not_loaded(
         "unlike": weights.unlike,
         "compared": weights.compared,
     }
-    if weights.renamed >= share * weights.tensors:
+    if weights.renamed >= share * weights.tensors or weights.moved >= blocks:
         yield Fault(
             f"{weights.renamed} of {weights.tensors} tensors are as drawn: the checkpoint "
             "named in the config holds tensors of their shapes, but under other names; first "

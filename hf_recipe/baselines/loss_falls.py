@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import Annotated, Any
 
 from hf_recipe.baselines.initial_loss import InitialLoss
@@ -44,6 +45,37 @@ class LossFall(Measurement):
     error: float
     spent: float
     task: str
+
+
+@dataclass(frozen=True)
+class LossRange(Measurement):
+    """Between which values the losses of all steps lay.
+
+    Attributes:
+        steps: with a finite loss and a rate above zero.
+        lowest, highest: of their losses.
+    """
+
+    steps: int
+    lowest: float
+    highest: float
+
+
+def follow_range(
+    state: dict[str, Any], window: Window, seen: Mapping[str, Measurement]
+) -> tuple[dict[str, Any], LossRange | None]:
+    """Keep the lowest and the highest loss; measures once after 48 steps, and at the end."""
+    state = {"steps": 0, "lowest": math.inf, "highest": -math.inf, "told": False, **state}
+    for step in window.steps:
+        if math.isfinite(step.loss) and step.learning_rate > 0:
+            state["steps"] += 1
+            state["lowest"] = min(state["lowest"], step.loss)
+            state["highest"] = max(state["highest"], step.loss)
+    due = state["steps"] >= 48 and not state["told"]
+    if not state["steps"] or not (due or window.ended):
+        return state, None
+    state["told"] = True
+    return state, LossRange(state["steps"], state["lowest"], state["highest"])
 
 
 def follow_fall(
@@ -91,6 +123,11 @@ def follow_fall(
 
 
 def _mean(values: list[float]) -> tuple[float, float]:
+    """Mean and standard error; a spike counts as ten deviations."""
+    middle = median(values)
+    far = 10 * 1.4826 * median(abs(x - middle) for x in values)
+    if far > 0:
+        values = [min(max(x, middle - far), middle + far) for x in values]
     mean = sum(values) / len(values)
     variance = sum((x - mean) ** 2 for x in values) / (len(values) - 1)
     return mean, math.sqrt(variance / len(values))
@@ -112,20 +149,24 @@ def no_fall(
         float, "variance of a target; beyond it, unscaled-target names the cause"
     ] = 1e4,
 ) -> Iterator[Fault]:
-    """Two halves of a run of an ignorant model, alike within a noise that hides nothing."""
+    """Two halves of an ignorant model's run, alike within a noise that hides nothing, or worse."""
     if fall.spent < min_spent or not fall.before >= ignorant * fall.prior:
         return
     if fall.task == "regression" and not 1 / unit_scale <= fall.prior <= unit_scale:
         return
     fell = fall.first - fall.last
+    worse = fall.last - fall.before
+    above = worse > max(visible * abs(fall.before), 3 * fall.error) and fall.first > fall.before
     could_be = fell + 2 * fall.error
-    if fell > 2 * fall.error or not could_be <= visible * abs(fall.first):
+    if not above and (fell > 2 * fall.error or not could_be <= visible * abs(fall.first)):
         return
     if fall.last < fall.before - max(visible * abs(fall.before), 3 * fall.error):
         return  # it fell before the halves could tell
+    where = " below where it began" if above else ""
     yield Fault(
-        f"the training loss did not fall: {fall.before:.4g} before step 1, {fall.first:.4g} in "
-        f"the first half and {fall.last:.4g} in the second half of {fall.steps} steps "
+        f"the training loss did not fall{where}: {fall.before:.4g} before step 1, "
+        f"{fall.first:.4g} in the first half and {fall.last:.4g} in the second half of "
+        f"{fall.steps} steps "
         f"(+- {fall.error:.2g}; ignoring the input gives {fall.prior:.4g})",
         evidence={
             "seen": f"fell by {fell:.2g}",
@@ -137,6 +178,28 @@ def no_fall(
         },
     )
 
+
+def one_number(
+    course: LossRange,
+    *,
+    enough: Annotated[int, "steps; a few batches may agree by chance in half precision"] = 24,
+    apart: Annotated[float, "relative; float32 tells 1e-7 apart, bfloat16 losses 4e-3"] = 1e-6,
+) -> Iterator[Fault]:
+    """The very same loss in every step, whatever the rows: no input and no weight reaches it."""
+    size = max(abs(course.lowest), abs(course.highest))
+    if course.steps < enough or not size or course.highest - course.lowest > apart * size:
+        return
+    yield Fault(
+        f"the training loss is {course.highest:.6g} in every one of {course.steps} steps: neither "
+        "rows nor weights change it",
+        evidence={"seen": f"{course.highest:.6g} throughout", "expected": "another in each batch"},
+        fix="two models that are to be compared must be two: copy.deepcopy(model) for a reference",
+    )
+
+
+FOLLOW_RANGE = Monitor(
+    name="follow the loss's range", moment="run", measures=(LossRange,), fold=follow_range
+)
 
 FOLLOW_FALL = Monitor(
     name="follow the loss's fall",
@@ -154,7 +217,7 @@ LOSS_NOT_DECREASING = Check(
     fix="TrainingArguments(..., learning_rate=10 * args.learning_rate)  # if one batch can be fit",
     source="Karpathy, A Recipe for Training Neural Networks (2019), 'overfit one batch'",
     unsure="Delayed generalisation begins with a plateau; labels that are pure noise never fall.",
-    judges=(no_fall,),
+    judges=(no_fall, one_number),
 )
 
 __all__ = ["LOSS_NOT_DECREASING", "LossFall"]

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from hf_recipe.baselines.loss_pairs import pairs_mixed
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.batches import Batch
+from hf_recipe.instruments.overrides import asks_for_training
 from hf_recipe.instruments.subject import Subject
 from hf_recipe.instruments.trace import few_rows, trace
 
@@ -189,6 +191,8 @@ def measure_operands(subject: Subject) -> Iterator[Operands | LogitsGiven]:
         raise Skip("the batch has no labels under a known name")
     watch = OperandWatch(batch)
     trace(subject, batch, watchers=(watch,), grasp=False)
+    if subject.trainer is not None and asks_for_training(subject.trainer):
+        trace(subject, batch, watchers=(watch,), grasp=False, training=True)
     broadcast = list(dict.fromkeys(watch.broadcast))
     yield Operands(
         where=tuple(where for where, _, _ in broadcast),
@@ -256,8 +260,14 @@ LOSS_BROADCAST = Check(
     fix="loss = F.mse_loss(logits.squeeze(-1), labels)  # equal shapes",
     source="transformers issues 11583 and 11780 (2021); torch.nn.functional.mse_loss warns (2025)",
     unsure="Losses written with other operations than differences and products are not seen.",
-    judges=(shapes_broadcast,),
-    explains=("one-batch-not-overfit", "input-ignored", "initial-loss-unexpected"),
+    judges=(shapes_broadcast, pairs_mixed),
+    explains=(
+        "one-batch-not-overfit",
+        "input-ignored",
+        "initial-loss-unexpected",
+        "loss-not-decreasing",
+        "padded-loss-differs",
+    ),
 )
 
 DOUBLE_SOFTMAX = Check(
@@ -270,5 +280,5 @@ DOUBLE_SOFTMAX = Check(
     source="Karpathy, most common neural net mistakes, 2018; UMLAUT, 2021",
     unsure="A log_softmax in front of a cross-entropy changes nothing and is left in peace.",
     judges=(probabilities_given,),
-    explains=("one-batch-not-overfit", "initial-loss-unexpected"),
+    explains=("one-batch-not-overfit", "initial-loss-unexpected", "input-ignored"),
 )

@@ -13,13 +13,18 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
+from hf_recipe.instruments.batches import stream_reason
+from hf_recipe.instruments.overrides import overrides, own_method
 from hf_recipe.instruments.subject import Subject
 from hf_recipe.instruments.trace import few_rows, trace
 
+ROWS = 4  # of an evaluation set
+NOISY = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 DROPOUTS = {
     functional.dropout: "dropout",
     functional.dropout1d: "dropout1d",
@@ -44,6 +49,7 @@ class Repeated(Measurement):
         active: names of noise functions that were on, with their rate.
         labelled: whether the batch has labels.
         half: whether predictions are in half precision.
+        own_step: through the user's own `prediction_step`, which may do otherwise than the model.
     """
 
     losses: tuple[float, float]
@@ -51,6 +57,7 @@ class Repeated(Measurement):
     active: tuple[str, ...]
     labelled: bool
     half: bool = False
+    own_step: bool = False
 
 
 def measure_repeated(subject: Subject) -> Iterator[Repeated]:
@@ -83,6 +90,54 @@ def measure_repeated(subject: Subject) -> Iterator[Repeated]:
         labelled=batch.labels is not None,
         half=first is not None and first.dtype in (torch.bfloat16, torch.float16),
     )
+    yield from _through_own_step(subject)
+
+
+def _through_own_step(subject: Subject) -> Iterator[Repeated]:
+    """Two calls of a `prediction_step` of the user's own, which may change the model's mode."""
+    trainer, model = subject.trainer, subject.model
+    if trainer is None or not overrides(trainer, "prediction_step"):
+        return
+    rows = next((r for r in subject.evaluation.values() if not stream_reason(r) and len(r)), None)
+    if rows is None or subject.overridden("evaluation"):
+        return
+    batch = rows.batch(rows.evenly_spaced(ROWS)).to(subject.device)
+    modes: list[int] = []
+
+    def note(module: nn.Module, inputs: Any) -> None:
+        modes.append(sum(_draws(m) for m in module.modules()))
+
+    hook = model.register_forward_pre_hook(note)
+    made = []
+    try:
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            model.eval()
+            made.append(own_method(trainer, "prediction_step")(model, dict(batch.inputs), False))
+    except Exception:  # what it raises is told by the rehearsal of the evaluation
+        return
+    finally:
+        hook.remove()
+    (a, first, _), (b, second, _) = made
+    if not isinstance(first, torch.Tensor) or not isinstance(second, torch.Tensor):
+        return
+    if a is None or b is None or first.shape != second.shape or not first.is_floating_point():
+        return
+    noisy = max(modes, default=0)
+    size = max(float(first.float().abs().max()), 1e-12)
+    yield Repeated(
+        losses=(float(a.float().mean()), float(b.float().mean())),
+        difference=float((first.float() - second.float()).abs().max()) / size,
+        active=(f"{noisy} modules in training mode",) if noisy else (),
+        labelled=batch.labels is not None,
+        half=first.dtype in (torch.bfloat16, torch.float16),
+        own_step=True,
+    )
+
+
+def _draws(module: nn.Module) -> bool:
+    rate = vars(module).get("p", 1.0)
+    return module.training and isinstance(module, NOISY) and bool(rate)
 
 
 def _noise(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
@@ -123,9 +178,13 @@ def passes_differ(
     seen = f"losses {a:.6g} and {b:.6g}"
     if repeated.difference is not None:
         seen += f", predictions apart by {repeated.difference:.2g} of their size"
+    through = " through prediction_step" if repeated.own_step else ""
+    proven = repeated.active or (predicts and not repeated.own_step)  # which may sample on purpose
     yield Fault(
-        f"two evaluation passes over the same rows differ: {seen}{cause}",
-        severity="error" if predicts or repeated.active else "note",
+        f"two evaluation passes over the same rows{through} differ: {seen}{cause}",
+        subject="prediction_step" if repeated.own_step else "",
+        severity="error" if proven else "note",
+        fix="model.eval()  # in prediction_step, before the forward" if repeated.own_step else None,
         evidence={
             "seen": seen,
             "expected": "equal",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +22,8 @@ from transformers import PreTrainedModel
 
 from hf_recipe.core.check import Check, Measurement, Probe, Skip, private
 from hf_recipe.core.finding import Fault
+from hf_recipe.instruments.checkpoints import checkpoint_in
+from hf_recipe.instruments.heads import bare
 from hf_recipe.instruments.overrides import overrides
 from hf_recipe.instruments.reloading import (
     difference_of_outputs,
@@ -31,6 +33,7 @@ from hf_recipe.instruments.reloading import (
 )
 from hf_recipe.instruments.subject import Subject
 
+BESIDE = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")  # no weights
 WRITTEN_BYTES = 512 * 2**20  # larger models are not written for a rehearsal
 
 
@@ -213,13 +216,59 @@ def _read_back(subject: Subject, target: Path, room: CheckpointRehearsal) -> Che
         return _failed(room, "read", error)
     if not isinstance(subject.model, PreTrainedModel):
         if hasattr(subject.model, "peft_config"):
-            return replace(room, lost=() if stored else ("adapters",))
+            return replace(room, lost=_unsaved(subject.model, stored) if stored else ("adapters",))
         return replace(room, lost=lost_tensors(subject.model, stored))
     try:
         again = type(subject.model).from_pretrained(target, local_files_only=True)
     except Exception as error:  # a constructor with arguments of its own, a shape that differs
         return _failed(room, "load", error)
     return replace(room, difference=_compared(subject, again))
+
+
+def _unsaved(model: Any, stored: dict[str, torch.Tensor]) -> tuple[str, ...]:
+    """Trained tensors beside the adapters, which a saved adapter does not hold."""
+    adapters = set(model.peft_config)
+    return tuple(
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+        and not adapters & set(name.split("."))
+        and name.replace(".base_layer.", ".") not in stored
+    )
+
+
+def look_at_saved(
+    trainer: Any, step: int, seen: Mapping[str, Measurement]
+) -> CheckpointRehearsal | None:
+    """The first checkpoint that a way of saving of the user's own has written; read, not loaded.
+
+    Trained tensors and buffers are looked for by name, or by a longer or shorter one. None where
+    it was rehearsed or looked at already, or where weights may stand in another file.
+    """
+    room = seen.get(CheckpointRehearsal.kind())
+    if not isinstance(room, CheckpointRehearsal) or room.written or trainer is None:
+        return None
+    folder = Path(trainer.args.output_dir) / f"checkpoint-{step}"
+    checkpoint = checkpoint_in(folder)
+    others = {f.name for end in ("*.bin", "*.pt", "*.pth") for f in folder.glob(end)}
+    if checkpoint is None or any(not name.startswith(BESIDE) for name in others):
+        return None
+    keys = [f".{key}" for key in checkpoint.shapes]
+    model = bare(trainer.accelerator.unwrap_model(trainer.model))
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    state = {n: t for n, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
+    held = {
+        (t.data_ptr(), t.shape)
+        for n, t in state.items()
+        if any(k.endswith(f".{n}") or f".{n}".endswith(k) for k in keys)
+    }
+    frozen = {n for n, p in model.named_parameters()} - trained
+    lost = [
+        n
+        for n, t in state.items()
+        if n not in frozen and t.numel() and (t.data_ptr(), t.shape) not in held
+    ]
+    return replace(room, written=True, lost=tuple(lost))
 
 
 def _compared(subject: Subject, again: PreTrainedModel) -> float | None:
@@ -341,7 +390,7 @@ SAVE_FAILS = Check(
     name="save-fails",
     stage="baselines",
     severity="error",
-    moments=("probe",),
+    moments=("probe", "run"),
     why="The first checkpoint comes hours in: what stops it then loses all of them.",
     fix="trainer.save_model(folder)  # until it passes",
     source="Trainer._save, transformers 5.23 (2026); safetensors: shared tensors (2022)",

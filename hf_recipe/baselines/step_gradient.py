@@ -11,6 +11,7 @@ said.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from torch import nn
 
 from hf_recipe.core.check import Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
+from hf_recipe.instruments.overrides import mentions, overrides, own_method, replaces
 from hf_recipe.instruments.quiet import restore_random_state, save_random_state
 from hf_recipe.instruments.subject import Subject
 
@@ -70,6 +72,22 @@ class StepTrail:
     def next(self) -> StepTrail:
         """An empty one for the step after."""
         return StepTrail(before=self.found)
+
+
+def touched(trainer: Any) -> bool:
+    """Whether training_step is of the user's own, or adds to the Trainer's and names gradients."""
+    if replaces(trainer, "training_step"):
+        return True
+    if not overrides(trainer, "training_step"):
+        return False
+    bodies = [vars(c).get("training_step") for c in type(trainer).__mro__]
+    bodies.append(getattr(own_method(trainer, "training_step"), "__func__", None))
+    return any(
+        mentions(body.__code__, name)
+        for body in bodies
+        if isinstance(body, types.FunctionType) and not body.__module__.startswith("transformers.")
+        for name in ("grad", "zero_grad", "backward")
+    )
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
@@ -141,6 +159,15 @@ def never_divided(
     """The step follows k times, or a k-th of, the mean gradient of its k micro-batches."""
     count = step.micro_batches
     if count < 2 or not step.residual <= residual or abs(step.carried or 0.0) > tolerance:
+        return
+    if abs(step.least) <= tolerance and abs(step.most - 1) <= tolerance:
+        yield Fault(
+            f"of {count} accumulation steps only some count: the gradients of others are gone "
+            "when the optimizer steps",
+            subject="accumulation",
+            evidence={"seen": f"x{step.whole:.4g}", "expected": "x1", "accumulation": count},
+            fix="zero_grad() once a step, after optimizer.step(), and not in training_step",
+        )
         return
     factor = next(
         (f for f in (float(count), 1 / count) if abs(step.whole / f - 1) <= tolerance), None

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import torch
 
+from hf_recipe.baselines.loss_pairs import padding_counts
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.batches import Batch
@@ -160,9 +161,12 @@ def batched_differs(
     means = [_mean(rows.alone, n) for n in ((1,) * count, rows.supervised, rows.positions)]
     if any(abs(rows.batched - mean) <= rounding * max(abs(mean), 1e-9) for mean in means):
         return
-    counted = sum(rows.positions) / (count * rows.width)
     sums = [(mean, float(count), "the sum over its rows") for mean in means[:2]]
-    diluted = [(mean, counted, "a mean that counts padding") for mean in means[1:]]
+    diluted = [
+        (mean, counted, "a mean that counts padding")
+        for counted in _shares_counted(rows)
+        for mean in means[1:]
+    ]
     for mean, factor, what in sums + diluted:
         if factor != 1 and abs(rows.batched / factor - mean) <= rounding * max(abs(mean), 1e-9):
             yield Fault(
@@ -178,6 +182,14 @@ def batched_differs(
                 fix='loss = F.cross_entropy(logits, labels, reduction="mean", ignore_index=-100)',
             )
             return
+
+
+def _shares_counted(rows: OneByOne) -> Iterator[float]:
+    """The share of the batch's places that are no padding: all, and those with a token before."""
+    for lost in (0, 1):
+        places = len(rows.alone) * (rows.width - lost)
+        if places > 0:
+            yield sum(max(n - lost, 0) for n in rows.positions) / places
 
 
 def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
@@ -218,5 +230,5 @@ PADDED_LOSS_DIFFERS = Check(
     source="Karpathy, A Recipe for Training Neural Networks, 2019 (generalise a special case)",
     unsure="Losses that weigh classes or compare rows are no mean of their rows' and are left in "
     "peace, unless they are exactly the sum.",
-    judges=(batched_differs,),
+    judges=(batched_differs, padding_counts),
 )

@@ -204,7 +204,22 @@ def labels_not_found(wiring: MetricWiring) -> Iterator[Fault]:
 
 def nothing_came_back(rehearsal: EvaluationRehearsal) -> Iterator[Fault]:
     """A `prediction_step` of the user's own that gives no loss, or no labels for the metrics."""
-    if rehearsal.stock_step or rehearsal.failed_in:
+    if rehearsal.failed_in:
+        return
+    if rehearsal.computes_metrics and rehearsal.labels and not rehearsal.predictions:
+        yield Fault(
+            "labels are found, and no predictions are left for them: "
+            + (
+                "preprocess_logits_for_metrics returns None"
+                if rehearsal.stock_step
+                else "prediction_step, or preprocess_logits_for_metrics, returns None"
+            )
+            + ", and compute_metrics is never called",
+            evidence={"seen": "no predictions", "expected": "predictions and labels"},
+            fix="return logits.argmax(-1)  # from preprocess_logits_for_metrics",
+        )
+        return
+    if rehearsal.stock_step:
         return
     missing = [
         name

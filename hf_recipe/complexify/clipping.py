@@ -93,8 +93,10 @@ def cut_away(
     if clipping.steps < few or clipping.clipped < most * clipping.steps:
         return
     left = clipping.threshold / clipping.typical
-    each = min(clipping.threshold, clipping.typical) / math.sqrt(max(clipping.parameters, 1))
-    lost = clipping.scale_free and each < resolved * clipping.epsilon
+    count = math.sqrt(max(clipping.parameters, 1))
+    each, before = min(clipping.threshold, clipping.typical) / count, clipping.typical / count
+    # what epsilon rules without any clipping is not the threshold's doing
+    lost = clipping.scale_free and each < resolved * clipping.epsilon <= before
     severity: Any = "note"
     slight = left < kept and clipping.threshold < usual if clipping.scale_free else left < kept_sgd
     if lost or slight:

@@ -7,6 +7,7 @@ the rows come in another order; none of it is an error to the Trainer.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ import torch
 
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
+from hf_recipe.instruments.checkpoints import checkpoint_in
+from hf_recipe.instruments.layers import is_sharded
 from hf_recipe.instruments.subject import Subject
 
 CHECKPOINT, SAVED = "resumed_checkpoint", "resumed_state"  # keys of a subject's cache
 OPTIMIZER = ("optimizer*", "rank*optimizer*", "global_step*")
+COMPARED, VALUES = 16, 1_024  # tensors, and numbers of each, that are compared with the file
 RANDOM = ("rng_state.pth", "rng_state_*.pth")
 
 
@@ -35,6 +39,11 @@ class Resumed(Measurement):
         optimizer_steps: the optimizer's own count; None: it keeps none.
         rate, saved_rate: learning rate now, and when the checkpoint was saved; None: unknown.
         skips_data: whether the rows already seen are passed over.
+        keeps_state: whether an optimizer of this kind keeps a state for each parameter.
+        scheduler_steps: the scheduler's own count; None: it keeps none.
+        compared, unlike: tensors of the model compared with the checkpoint's file, and those of
+            them that hold other values.
+        batch_size, saved_batch_size: rows a step on one device, now and then; None: unknown.
     """
 
     step: int
@@ -45,6 +54,12 @@ class Resumed(Measurement):
     rate: float | None
     saved_rate: float | None
     skips_data: bool
+    keeps_state: bool = False
+    scheduler_steps: int | None = None
+    compared: int = 0
+    unlike: int = 0
+    batch_size: int | None = None
+    saved_batch_size: int | None = None
 
 
 def take_resumed(subject: Subject) -> Iterator[Resumed]:
@@ -62,6 +77,8 @@ def take_resumed(subject: Subject) -> Iterator[Resumed]:
         if isinstance(state, Mapping) and isinstance(state.get("step"), (int, float, torch.Tensor))
     ]
     same_step = saved.get("step") == subject.step
+    defaults = getattr(optimizer, "defaults", {})
+    compared, unlike = _against_file(subject, folder)
     yield Resumed(
         step=subject.step,
         missing=_missing(folder) if folder is not None else (),
@@ -71,7 +88,47 @@ def take_resumed(subject: Subject) -> Iterator[Resumed]:
         rate=float(optimizer.param_groups[0]["lr"]),
         saved_rate=float(saved["rate"]) if same_step and saved.get("rate") is not None else None,
         skips_data=not bool(subject.args.ignore_data_skip),
+        keeps_state="betas" in defaults or bool(defaults.get("momentum")),
+        scheduler_steps=_count_of(subject.scheduler),
+        compared=compared,
+        unlike=unlike,
+        batch_size=int(subject.args.train_batch_size),
+        saved_batch_size=_saved_batch_size(folder),
     )
+
+
+def _against_file(subject: Subject, folder: Path | None) -> tuple[int, int]:
+    """(tensors compared, those with other values than the checkpoint's own file)."""
+    checkpoint = checkpoint_in(folder) if folder is not None else None
+    if checkpoint is None:
+        return 0, 0
+    named = {n: p for n, p in subject.model.named_parameters() if n in checkpoint.shapes}
+    chosen = list(named)[:: max(1, -(-len(named) // COMPARED))]
+    compared = unlike = 0
+    for name in chosen:
+        theirs, ours = checkpoint.values(name, VALUES), named[name].detach().reshape(-1)
+        if tuple(named[name].shape) != checkpoint.shapes[name] or is_sharded(named[name]):
+            continue
+        compared += 1
+        ours = ours[: len(theirs)].cpu().to(theirs.dtype)
+        unlike += not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-6, equal_nan=True)
+    return compared, unlike
+
+
+def _count_of(scheduler: Any) -> int | None:
+    """How often a scheduler that goes by steps was stepped."""
+    inner = getattr(scheduler, "scheduler", scheduler)
+    if not isinstance(inner, torch.optim.lr_scheduler.LambdaLR):
+        return None
+    return int(inner.last_epoch)
+
+
+def _saved_batch_size(folder: Path | None) -> int | None:
+    file = folder / "trainer_state.json" if folder is not None else None
+    if file is None or not file.is_file():
+        return None
+    size = json.loads(file.read_text(encoding="utf-8")).get("train_batch_size")
+    return int(size) if isinstance(size, int) else None
 
 
 def _missing(folder: Path) -> tuple[str, ...]:
@@ -99,6 +156,13 @@ def incomplete(
             wrong.append(f"optimizer (its count is {resumed.optimizer_steps})")
     elif not resumed.optimizer_states and not resumed.files_known:
         return
+    elif not resumed.optimizer_states and resumed.keeps_state and "optimizer" not in wrong:
+        wrong.append("optimizer (it holds no state)")
+    count = resumed.scheduler_steps
+    if count is not None and count < resumed.step // 2 and "scheduler" not in wrong:
+        wrong.append(f"scheduler (its count is {count})")
+    if resumed.unlike > 0.5 * resumed.compared:
+        wrong.append(f"weights ({resumed.unlike} of {resumed.compared} tensors are not the file's)")
     now, then = resumed.rate, resumed.saved_rate
     jumped = now is not None and then is not None and not abs(now - then) <= apart * max(now, then)
     evidence = {
@@ -119,6 +183,17 @@ def incomplete(
             subject="learning rate",
             severity="warning",  # another rate may be what the second run is for
             evidence=evidence,
+        )
+    now_size, then_size = resumed.batch_size, resumed.saved_batch_size
+    if now_size is not None and then_size is not None and now_size != then_size:
+        yield Fault(
+            f"a step takes {now_size} rows after resuming at step {resumed.step}, and took "
+            f"{then_size} before: the place in the epoch and the schedule's end are counted in "
+            "steps, so rows are seen twice or left out",
+            subject="batch size",
+            severity="warning",
+            evidence={"seen": f"{now_size} rows a step", "expected": f"{then_size}"},
+            fix=f"TrainingArguments(..., per_device_train_batch_size={then_size})",
         )
     if not resumed.skips_data:
         yield Fault(

@@ -118,30 +118,20 @@ def too_small(
     of_rate: Annotated[
         float, "Adam's update over its rate; noise alone gives 0.2, an eps that rules less"
     ] = 0.01,
+    kept: Annotated[
+        float, "of one update, that steps after it leave; even steps there and back leave more"
+    ] = 0.05,
     needed: Annotated[int, "samples in a row"] = 2,
 ) -> Iterator[Fault]:
     """Steps that cannot matter, for all weights or for a group of them."""
-    latest = samples.samples[-needed:]
-    if len(latest) == needed and all(not s.layers and s.norm > 0 for s in latest):
-        yield Fault(
-            f"backward leaves a gradient of norm {latest[-1].norm:.3g}, and none is there when the "
-            "optimizer steps: no weight changes",
-            evidence={"seen": "no gradient", "expected": "a gradient", "step": latest[-1].step},
-            fix="optimizer.step()  # and only then zero_grad()",
-        )
-        return
-    if len(samples.samples) >= needed and all(_stands_still(s) for s in samples.samples):
-        yield Fault(
-            f"the learning rate is 0 in every step looked at, the last of them step "
-            f"{latest[-1].step}: no weight changes",
-            evidence={"seen": "rate 0", "expected": "> 0", "step": latest[-1].step},
-            fix="TrainingArguments(..., learning_rate=1e-3)  # and the schedule's factor above 0",
-        )
+    if still := _no_step(samples, kept, needed):
+        yield still
         return
     chosen = at_full_rate(samples, 0.1)[-needed:]
     if len(chosen) < needed:
         return
     yield from _rate_of_zero(chosen[-1])
+    yield from _left_behind(chosen[-1], samples.planned, whole_run)
     fine = [[x for x in s.layers if x.dtype not in HALF and x.rate > 0] for s in chosen]
     if not all(any(x.reached for x in layers) for layers in fine):
         return
@@ -163,6 +153,62 @@ def too_small(
         )
     elif samples.adam:
         yield from _ruled_by_epsilon(fine, of_rate, chosen[-1].step)
+
+
+def _no_step(samples: LayerSamples, kept: float, needed: int) -> Fault | None:
+    """No gradient when the optimizer steps, a rate of zero, or steps that are taken back."""
+    latest = samples.samples[-needed:]
+    if len(latest) < needed:
+        return None
+    step = latest[-1].step
+    if all(not s.layers and math.isfinite(s.norm) for s in latest):
+        norm = latest[-1].norm
+        said = f"backward leaves a gradient of norm {norm:.3g}, and none" if norm > 0 else "none"
+        return Fault(
+            f"{said} of the gradients is there when the optimizer steps: no weight changes",
+            evidence={"seen": "no gradient", "expected": "a gradient", "step": step},
+            fix="optimizer.step()  # and only then zero_grad()",
+        )
+    if all(_stands_still(s) for s in samples.samples):
+        return Fault(
+            f"the learning rate is 0 in every step looked at, the last of them step {step}: no "
+            "weight changes",
+            evidence={"seen": "rate 0", "expected": "> 0", "step": step},
+            fix="TrainingArguments(..., learning_rate=1e-3)  # and the schedule's factor above 0",
+        )
+    if all(s.kept is not None and s.kept < kept for s in latest):
+        return Fault(
+            f"by step {step} the weights had kept {latest[-1].kept:.1e} of one single update, and "
+            "more were made since: something writes them back after each optimizer step",
+            subject="written back",
+            evidence={
+                "seen": f"{latest[-1].kept:.1e} kept",
+                "expected": f">= {kept}",
+                "step": step,
+            },
+            fix="keep averages in a copy of the model; nothing may copy_() into its parameters",
+        )
+    return None
+
+
+def _left_behind(sample: LayerSample, planned: int, whole_run: float) -> Iterator[Fault]:
+    """A later group whose rate is so small against the first layers' that it stays as drawn."""
+    trained = [x for x in sample.layers if x.rate > 0 and x.reached and x.dtype not in HALF]
+    matrices = [x for x in trained if x.dims >= 2]
+    if not matrices:
+        return
+    top, last = max(x.peak for x in trained), matrices[-1]
+    left = [x for x in trained if x.peak == last.peak]
+    total = ratio(left, to_peak=True) * max(planned, 1)
+    if not last.peak <= 1e-3 * top or not total < whole_run:
+        return
+    yield Fault(
+        f"the learning rate of the last layers is {last.peak:.2g} while others have {top:.2g}: all "
+        f"{planned} steps change {_names(left)} by {total:.1e} of their size at most",
+        subject="groups",
+        evidence={"seen": f"{total:.1e}", "expected": f">= {whole_run}", "step": sample.step},
+        fix='rates that rise towards the head: {"params": layer, "lr": lr * 0.9 ** (depth - i)}',
+    )
 
 
 def _stands_still(sample: LayerSample) -> bool:

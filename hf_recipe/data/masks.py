@@ -57,7 +57,7 @@ def shifts_labels(model: Any) -> bool:
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
         return False
-    return "CausalLM" in name or ("LMHead" in name and "Masked" not in name)
+    return "CausalLM" in name or ("LMHead" in name and "Masked" not in name and "XLNet" not in name)
 
 
 def take_supervision(subject: Subject) -> Iterator[Located]:

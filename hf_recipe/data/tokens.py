@@ -351,6 +351,7 @@ PADDING_LABELLED = Check(
     fix="labels[attention_mask == 0] = -100",
     source="transformers issues 2946 and 32832, 2020-2024",
     judges=(padding_labelled,),
+    explains=("padded-loss-differs",),
     unsure="Models of fixed length that are meant to predict their padding.",
 )
 

@@ -63,6 +63,12 @@ def checkpoint_of(config: Any) -> Checkpoint | None:
     return _read(name, found) if len(found) == len(parts) else None
 
 
+def checkpoint_in(folder: Path) -> Checkpoint | None:
+    """The safetensors of a whole model in a folder; None where there are none."""
+    found = set(folder.glob("model*.safetensors"))
+    return _read(str(folder), found) if found else None
+
+
 def _file(name: str, part: str) -> Path | None:
     if Path(name).is_dir():
         path = Path(name) / part

@@ -8,6 +8,7 @@ are looked at depends on the step's number alone, so that all processes do the s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +47,8 @@ class LayerNumbers:
         gradient, weight, update: root mean squares over the reached ones; the gradient before
             clipping.
         still: reached elements that the step did not change.
-        coarse: reached elements whose precision is too coarse for twice the rate.
+        coarse: reached elements whose precision is too coarse for twice the rate (under SGD:
+            for ten times the rate's share of their gradient).
         coarse_moved: those of them that moved all the same (rounding at random, compensation).
     """
 
@@ -74,12 +76,15 @@ class LayerSample:
         loss: the last one read out by then, NaN where there is none.
         norm: of the whole gradient before clipping, as the Trainer saw it; NaN: it did not.
         layers: parameters that a gradient reached; none where the optimizer saw no gradient.
+        kept: how far the weights of the sample before had got since, over that sample's own
+            update: about 1 or more, and next to 0 where somebody writes them back; None: no sample.
     """
 
     step: int
     loss: float
     norm: float
     layers: tuple[LayerNumbers, ...]
+    kept: float | None = None
 
 
 @dataclass(frozen=True)
@@ -118,14 +123,21 @@ class LayerWatch:
     _held: list[_Held] = field(default_factory=list)
     _empty: bool = False
     _sizes: list[int] = field(default_factory=list)
+    _plain: bool = False  # gradient descent: the rate alone does not tell a step's size
     _gradients: torch.Tensor | None = None
     _weights: torch.Tensor | None = None
+    _last: tuple[list[_Held], torch.Tensor, float] | None = None  # weights, and their update's norm
+    _kept: float | None = None
 
     @torch.no_grad()
     def before(self, model: nn.Module, optimizer: Any) -> None:
         """Copy gradients and weights of the sampled elements; call it right before the update."""
+        self._kept = self._since_last()
+        inner = getattr(optimizer, "optimizer", optimizer)
         named = list(model.named_parameters())
-        self._empty = all(p.grad is None for _, p in named)
+        bare = all(p.grad is None for _, p in named)
+        self._empty = bare and not _steps_in_backward(model, inner)
+        self._plain = "sgd" in type(inner).__name__.lower()
         groups = {id(p): g for g in optimizer.param_groups for p in g["params"]}
         reached = [
             (n, p)
@@ -159,7 +171,7 @@ class LayerWatch:
             clipped_to: share of the gradient that clipping left.
         """
         if self._empty:
-            return self._keep(LayerSample(step, loss, norm, ()))
+            return self._keep(LayerSample(step, loss, norm, (), self._kept))
         if self._gradients is None or self._weights is None:
             return None
         now = torch.cat([_part(h, h.parameter) for h in self._held])
@@ -185,8 +197,19 @@ class LayerWatch:
                     coarse_moved=int(coarse_moved),
                 )
             )
+        size = math.sqrt(sum(row[4] for row in rows))
+        if size > 0 and not any(is_sharded(h.parameter) for h in self._held):
+            self._last = (self._held, self._weights, size)
         self._gradients = self._weights = None
-        return self._keep(LayerSample(step, loss, norm, tuple(layers)))
+        return self._keep(LayerSample(step, loss, norm, tuple(layers), self._kept))
+
+    def _since_last(self) -> float | None:
+        """How far the weights looked at last time have got, over their update then."""
+        last, self._last = self._last, None
+        if last is None:
+            return None
+        held, weights, size = last
+        return float((torch.cat([_part(h, h.parameter) for h in held]) - weights).norm()) / size
 
     def _keep(self, sample: LayerSample) -> LayerSample:
         self.samples = [*self.samples, sample][-KEPT:]
@@ -207,6 +230,8 @@ class LayerWatch:
             device=device,
             dtype=torch.float32,
         )[owner]
+        if self._plain:  # a step is the rate times the gradient, and momentum makes ten of it
+            limits = limits * 5 * self._gradients.abs()
         reached = self._gradients != 0
         update = now - self._weights
         still = reached & (update == 0)
@@ -235,6 +260,12 @@ class LayerWatch:
                 sums[torch.tensor([not each for each in spread], device=device)] = 0
             dist.all_reduce(sums)
         return sums.tolist()
+
+
+def _steps_in_backward(model: nn.Module, optimizer: Any) -> bool:
+    """Whether weights move while gradients are taken, which are then gone before the step."""
+    hooked = any(getattr(p, "_post_accumulate_grad_hooks", None) for p in model.parameters())
+    return hooked or "lomo" in type(optimizer).__name__.lower()
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:

@@ -32,7 +32,7 @@ MicroBatch = tuple[list[torch.Tensor], Any, tuple[int, ...]]  # logits heard, la
 
 
 class MarginWatch:
-    """Mean margins by row of the data set over the first half of a run.
+    """Mean margins by row of the data set over the first half, or first epochs, of a run.
 
     Args:
         rows: length of the training set.

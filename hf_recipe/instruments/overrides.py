@@ -66,10 +66,22 @@ def _calls(function: Any, name: str) -> bool:
     return mentions(function.__code__, name)
 
 
+def asks_for_training(trainer: Any) -> bool:
+    """Whether a compute_loss of the user's own does otherwise while ``model.training`` is set."""
+    method = own_method(trainer, "compute_loss")
+    bodies = [vars(owner).get("compute_loss") for owner in type(trainer).__mro__]
+    return any(
+        mentions(body.__code__, "training")
+        for body in (*bodies, getattr(method, "__func__", method))
+        if isinstance(body, types.FunctionType) and not body.__module__.startswith("transformers.")
+    )
+
+
 def mentions(code: types.CodeType, name: str) -> bool:
     """Whether a name stands in a code object or in one nested in it."""
     nested = (c for c in code.co_consts if isinstance(c, types.CodeType))
-    return name in code.co_names or any(mentions(c, name) for c in nested)
+    named = name in code.co_names or name in code.co_freevars
+    return named or any(mentions(c, name) for c in nested)
 
 
 def strings(code: types.CodeType) -> set[str]:

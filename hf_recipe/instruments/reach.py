@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+LONG = 1_000  # entries of a list beyond which nobody looks for tensors in it
 SPARSE = re.compile(r"(^|[._])(experts?|moe)([._\d]|$)")
 
 
@@ -32,17 +33,24 @@ def leaves_of(loss: torch.Tensor) -> list[torch.Tensor]:
     return list(found.values())
 
 
-def places_of(model: nn.Module, tensors: Iterable[torch.Tensor]) -> dict[int, str]:
+def places_of(model: nn.Module, tensors: Collection[torch.Tensor]) -> dict[int, str]:
     """Attributes of the model's modules, or of what they hold, in which `tensors` stand."""
-    wanted = {id(tensor) for tensor in tensors}
     found: dict[int, str] = {}
     for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            if name.startswith("_"):
-                continue
-            for place, tensor in _within(value, f"{path}.{name}".lstrip(".")):
-                if id(tensor) in wanted:
-                    found.setdefault(id(tensor), place)
+        found = places_in(module, path, tensors) | found
+    return found
+
+
+def places_in(owner: Any, path: str, tensors: Collection[torch.Tensor]) -> dict[int, str]:
+    """Attributes of `owner` in which `tensors` stand, named from `path` on."""
+    wanted = {id(tensor) for tensor in tensors}
+    found: dict[int, str] = {}
+    for name, value in vars(owner).items() if owner is not None else ():
+        if name.startswith("_"):
+            continue
+        for place, tensor in _within(value, f"{path}.{name}".lstrip(".")):
+            if id(tensor) in wanted:
+                found.setdefault(id(tensor), place)
     return found
 
 
@@ -52,6 +60,8 @@ def _within(value: Any, place: str, depth: int = 3) -> Iterator[tuple[str, torch
     elif isinstance(value, nn.Module):
         for name, parameter in value.named_parameters():
             yield f"{place}.{name}", parameter
+    elif isinstance(value, (Mapping, list, tuple)) and len(value) > LONG:
+        return  # rows, not layers
     elif depth and isinstance(value, Mapping):
         for key, item in value.items():
             yield from _within(item, f"{place}[{key!r}]", depth - 1)

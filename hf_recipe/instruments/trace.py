@@ -8,7 +8,8 @@ may tie two of them, call one twice (encoder and decoder) or be no HF model at a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointFunction
 
 from hf_recipe.core.check import Skip
 from hf_recipe.instruments.batches import Batch
@@ -196,6 +198,7 @@ def trace(
     watchers: Sequence[Watcher] = (),
     training: bool = False,
     grasp: bool = True,
+    checkpointing: bool = False,
 ) -> Trace:
     """Run `batch` through the Trainer's loss and keep the graph.
 
@@ -203,6 +206,8 @@ def trace(
         watchers: shown every torch function that is called, before it runs.
         training: in training mode instead of evaluation.
         grasp: whether inputs are made differentiable.
+        checkpointing: whether parts that are checkpointed in the reentrant way stay so: they can
+            be gone back through by a whole backward pass alone.
     """
     model = subject.model
     if training:  # as the Trainer calls them: either may be the user's own
@@ -227,7 +232,7 @@ def trace(
     ]
     reading = _Reading(model, batch, watchers, grasp)
     try:
-        with reading:
+        with nullcontext() if checkpointing else _straight(), reading:
             loss = subject.compute_loss(inputs)
     finally:
         for hook in hooks:
@@ -240,6 +245,17 @@ def trace(
         received[0] if once else {},
         leaves + reading.leaves,
     )
+
+
+@contextmanager
+def _straight() -> Iterator[None]:
+    """Reentrant checkpoints run their part as it is, so that its graph is there."""
+    kind: Any = CheckpointFunction
+    kind.apply = staticmethod(lambda function, preserve, *args: function(*args))
+    try:
+        yield
+    finally:
+        del kind.apply
 
 
 def _named(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from typing import Annotated, Any
 
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
+from hf_recipe.data.masks import shifts_labels
 from hf_recipe.instruments.answers import Answers
+from hf_recipe.instruments.heads import bare
 from hf_recipe.regularize.recount import NAMES, recount
 
 ONE_MEANING = frozenset({("class", "accuracy"), ("class", "matthews")})
@@ -44,6 +46,14 @@ CAUSES: dict[str, tuple[str, str]] = {
     "broadcast": (
         "every answer is compared with every label: the shapes broadcast",
         "predictions, labels = predictions.reshape(-1), labels.reshape(-1)",
+    ),
+    "swapped": (
+        "answers and labels change places: it is computed as metric(predictions, labels)",
+        "r2_score(labels, predictions)  # scikit-learn takes the truth first",
+    ),
+    "root": (
+        "the root is missing, or drawn where none belongs",
+        "rmse = mean_squared_error(labels, predictions) ** 0.5",
     ),
     "last": (
         "the last batch alone is counted",
@@ -128,8 +138,9 @@ def shift_of(trainer: Any) -> bool | None:
     own = type(trainer).compute_loss is not Trainer.compute_loss
     if own or trainer.compute_loss_func is not None:
         return None
-    kind = getattr(trainer.accelerator.unwrap_model(trainer.model), "loss_type", None)
-    if kind == "ForCausalLM":
+    model = bare(trainer.accelerator.unwrap_model(trainer.model))
+    kind = getattr(model, "loss_type", None)
+    if kind == "ForCausalLM" or (kind is None and shifts_labels(model)):
         return True
     return False if kind in ("ForMaskedLM", "ForTokenClassification") else None
 
@@ -162,10 +173,13 @@ def disagrees(
 ) -> Iterator[Fault]:
     """The reported number is none of those that its name may stand for."""
     reported, rounded = metric.reported, _rounded_by(metric.reported)
+    right = metric.right
+    if metric.form == "token" and not reported:  # nearly no row is right throughout: 0 says nothing
+        right = {k: v for k, v in right.items() if not k.endswith("whole rows")} or right
     slack = min(rounded, 0.005) * 1.01 + metric.tied / max(metric.rows, 1)
-    if metric.rows < fewest or any(_equal(reported, v, slack) for v in metric.right.values()):
+    if metric.rows < fewest or any(_equal(reported, v, slack) for v in right.values()):
         return
-    nearest, expected = min(metric.right.items(), key=lambda item: abs(item[1] - reported))
+    nearest, expected = min(right.items(), key=lambda item: abs(item[1] - reported))
     exact = rounded if rounded <= 0.0005 else 0.0
     causes = [c for c, v in metric.wrong.items() if _equal(reported, v, exact)]
     what = f"{metric.metric} is reported as {reported:.6g}, and the predictions give {expected:.6g}"

@@ -53,6 +53,7 @@ NAMES = {
     "pearson": "pearson",
     "pearsonr": "pearson",
 }
+LOPSIDED = ("precision", "recall", "r2")  # other numbers where answers and labels change places
 MOST_CLASSES = 64  # whose own scores are counted
 
 
@@ -99,6 +100,11 @@ def _views(answers: Answers, scores: Callable[[Array], Values], name: str) -> tu
     elif name in ("mse", "rmse"):
         spread = float(answer.var() + truth.var() + (answer.mean() - truth.mean()) ** 2)
         wrong["broadcast|"] = spread if name == "mse" else spread**0.5
+        wrong["root|"] = float(np.mean((answer - truth) ** 2)) ** (1.0 if name == "rmse" else 0.5)
+    if name in LOPSIDED and len(labelled):
+        turned = labelled.copy()
+        turned[:, [0, 1]] = labelled[:, [1, 0]]
+        wrong |= {f"swapped|{k}": v for k, v in scores(turned).items() if not k.startswith("class")}
     return scores(labelled) if len(labelled) else {}, wrong
 
 
@@ -112,7 +118,9 @@ def _wrong_rows(answers: Answers) -> Iterator[tuple[str, Array]]:
         yield f"rank{rank}", own
 
 
-def _add_batches(wrong: Values, answers: Answers, right: Array, counted: Array) -> None:
+def _add_batches(
+    wrong: Values, answers: Answers, right: Array, counted: Array, side: str = ""
+) -> None:
     """The mean over batches of each one's own share."""
     ends = np.cumsum(answers.rounds)[:-1]
     parts = [
@@ -121,7 +129,7 @@ def _add_batches(wrong: Values, answers: Answers, right: Array, counted: Array) 
     ]
     shares = [r / c for r, c in parts if c]
     if len(shares) > 1:
-        wrong["batches|"] = float(np.mean(shares))
+        wrong[f"batches|{side}"] = float(np.mean(shares))
 
 
 def _classes(rows: Array, name: str, outputs: int) -> Values:
@@ -221,12 +229,12 @@ def _tokens(answers: Answers, shifted: bool | None) -> tuple[Values, Values] | N
         if rightly:
             right |= {f"{side}, {k}": v for k, v in values.items()}
             if counted.sum() < width:
-                wrong |= {f"masked|{k}": float(v) for k, v in padded.items()}
+                wrong |= {f"masked|{side} {k}": float(v) for k, v in padded.items()}
             for name, some in _wrong_rows(answers):
                 own, all_ = (some[:, c] for c in _columns_of(side))
                 if all_.sum():
-                    wrong[f"{name}|"] = float(own.sum() / all_.sum())
-            _add_batches(wrong, answers, hits, counted)
+                    wrong[f"{name}|{side}"] = float(own.sum() / all_.sum())
+            _add_batches(wrong, answers, hits, counted, side)
         else:
             wrong |= {f"{cause}|{k}": float(v) for k, v in {**values, **padded}.items()}
     if (rows[:, ACROSS] >= 0).all() and rows[:, SUPERVISED].sum():

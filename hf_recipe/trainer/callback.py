@@ -131,7 +131,7 @@ class RecipeCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if recipe := self._lead(args):
-            recipe.saved()
+            recipe.saved(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if recipe := self._lead(args):

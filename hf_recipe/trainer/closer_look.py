@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_recipe.baselines import step_gradient as gradients
 from hf_recipe.baselines.modes import ModeWatch, TrainingModes
 from hf_recipe.baselines.optimizer_wiring import ParametersMoved, ParameterWatch
-from hf_recipe.baselines.step_gradient import RETRACE_STEP, STEPS, TRAIL, StepGradient, StepTrail
+from hf_recipe.baselines.step_gradient import RETRACE_STEP, TRAIL, StepGradient, StepTrail
 from hf_recipe.catalogue import PROBES
 from hf_recipe.complexify.accumulates import GradientLeft, gradients_left
-from hf_recipe.complexify.dead_units import ActivationUnits, ActivationWatch
 from hf_recipe.complexify.nonfinite_origin import FIND_ORIGIN, NonFiniteOrigin
 from hf_recipe.complexify.ranks import RankWeights
 from hf_recipe.complexify.resuming import CHECKPOINT, MEASURE_RESUMED, SAVED
 from hf_recipe.data.suspect_label import LabelSuspects, weigh
 from hf_recipe.examiner import Examiner
+from hf_recipe.instruments.activations import ActivationUnits, ActivationWatch
 from hf_recipe.instruments.answers import Answers
 from hf_recipe.instruments.batches import has_rows
 from hf_recipe.instruments.distributed import from_rank_0, world_size
@@ -35,7 +36,6 @@ from hf_recipe.instruments.layers import (
     whole,
 )
 from hf_recipe.instruments.margins import MarginWatch
-from hf_recipe.instruments.overrides import replaces
 from hf_recipe.instruments.record import Recorder
 from hf_recipe.instruments.subject import Plan, Subject
 from hf_recipe.instruments.window import Evaluation
@@ -45,6 +45,7 @@ from hf_recipe.trainer.rank_watch import RankWatch
 
 WATCHED_STEPS = 3  # the first may have a rate of zero, and adapters move from the second on
 LEFT_OVER_AT = (2, 3)  # steps before whose first backward pass there must be no gradient
+EPOCHS = 3  # at least, in which margins are taken: few rows are learnt by heart so soon
 
 
 class CloserLook:
@@ -132,7 +133,7 @@ class CloserLook:
             reason = "the model is compiled" if compiled else "rows have no numbers here"
             self.examiner.skip((LabelSuspects,), reason)
             return None
-        half = max(plan.total_steps // 2, plan.steps_per_epoch) if plan is not None else 0
+        half = max(plan.total_steps // 2, EPOCHS * plan.steps_per_epoch) if plan is not None else 0
         watch = MarginWatch(len(data), half)
         watch.arm(model)
         return watch
@@ -143,10 +144,11 @@ class CloserLook:
             return False
         if not self.examiner.judging((StepGradient,)) or preflight.sharded(self.trainer):
             return False
-        return not preflight.compiled(self.trainer) and replaces(self.trainer, "training_step")
+        return not preflight.compiled(self.trainer) and gradients.touched(self.trainer)
 
     def finish(self, step: int) -> None:
-        """The run is over: say what its first half told of the labels."""
+        """The run is over: compare ranks once more, and say what was told of the labels."""
+        self.ranks.compare_weights(step)
         watch = self.margins
         if watch is None:
             return
@@ -224,7 +226,7 @@ class CloserLook:
         subject.cache[TRAIL] = trail
         guard = functools.partial(preflight.guard_of, subject)
         self.examiner.examine(RETRACE_STEP, subject, guard, step=self._step)
-        self._trail = trail.next() if self._nth < STEPS[-1] else None
+        self._trail = trail.next() if self._nth < gradients.STEPS[-1] else None
 
     def watching(self, model: Any) -> AbstractContextManager[None]:
         """A context around one micro-batch: reads the modules' modes in two of the first steps."""

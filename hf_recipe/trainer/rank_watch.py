@@ -23,7 +23,7 @@ from hf_recipe.instruments.subject import Subject
 from hf_recipe.trainer import preflight
 
 FINGERPRINTS = 4  # micro-batches of each rank that are compared
-WEIGHTS_EVERY = 64
+WEIGHTS_AT, WEIGHTS_EVERY = (1, 2, 8, 16, 32), 64
 NORMS_AT = 4  # the step whose first forward pass is compared: every rank has had its own rows
 
 
@@ -81,17 +81,22 @@ class RankWatch:
         model = self._model
         if world_size() == 1 or model is None:
             return
-        sharded = self.trainer is not None and preflight.sharded(self.trainer)
-        usual = step in (1, 2, 8) or step % WEIGHTS_EVERY == 0
-        if usual and not sharded and not self._model_parallel():
-            sums = from_all_ranks(checksum(model).tolist())
-            self.examiner.judge(weights_of(step, sums), "ranks", step=step)
+        if step in WEIGHTS_AT or step % WEIGHTS_EVERY == 0:
+            self.compare_weights(step)
         if self._prints is not None and step >= 2:
             prints = from_all_ranks(self._prints)
             self._prints = None if step >= FINGERPRINTS else self._prints
             self.examiner.judge(batches_of(prints), "ranks", step=step)
         if self._norm_hook is not None:
             self._compare_norms(model, step)
+
+    def compare_weights(self, step: int) -> None:
+        """Checksums of all ranks' weights; nothing on one process."""
+        sharded = self.trainer is not None and preflight.sharded(self.trainer)
+        if world_size() == 1 or self._model is None or sharded or self._model_parallel():
+            return
+        sums = from_all_ranks(checksum(self._model).tolist())
+        self.examiner.judge(weights_of(step, sums), "ranks", step=step)
 
     # ---------------------------------------------------------------- inside
 

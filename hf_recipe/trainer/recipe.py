@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
+from hf_recipe.baselines.save_rehearsal import look_at_saved
 from hf_recipe.complexify.resuming import state_of
 from hf_recipe.core.check import Probe
 from hf_recipe.core.config import Settings
@@ -278,8 +279,12 @@ class Recipe(OwnCalls):
         self.evaluation.start(None)
 
     @event
-    def saved(self) -> None:
+    def saved(self, state: Any) -> None:
         """A checkpoint is on disk: so is the report."""
+        step, seen = state.global_step, self.examiner.latest
+        found = from_rank_0(look_at_saved(self.trainer, step, seen))
+        if found is not None:
+            self.examiner.judge(found, "run", step=step)
         self.closing.write()
 
     @event

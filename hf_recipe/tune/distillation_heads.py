@@ -159,6 +159,9 @@ def batch_rows(inputs: Mapping[str, Any]) -> int:
 def logits_of(outputs: Any, kind: Kind) -> dict[str, Tensor]:
     """The named logits of a model's outputs."""
     names = ("start_logits", "end_logits") if kind == "spans" else ("logits",)
+    if not isinstance(outputs, Mapping):  # a tuple, a loss in front or not, or the bare tensor
+        found = [outputs] if isinstance(outputs, Tensor) else [x for x in outputs if _is_table(x)]
+        outputs = dict(zip(names, found, strict=False))
     missing = [name for name in names if outputs.get(name) is None]
     if missing:
         raise ValueError(
@@ -166,6 +169,10 @@ def logits_of(outputs: Any, kind: Kind) -> dict[str, Tensor]:
             f"{', '.join(outputs.keys())}"
         )
     return {name: outputs[name] for name in names}
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
 
 
 def soft_loss(

@@ -99,8 +99,9 @@ def _ask(subject: Subject, teachers: list[nn.Module], split: str, rows: int) -> 
 
 def _logits(model: nn.Module, task: heads.Task, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     home = next(iter(inputs.values())).device
-    with torch.no_grad():
-        outputs = model(**models.moved(model, inputs))
+    named = models.moved(model, inputs)
+    with torch.no_grad():  # a bare network takes its one input by position
+        outputs = model(**named) if named else model(next(iter(models.questions(inputs).values())))
     if not isinstance(outputs, Mapping):
         raise ValueError(f"{type(model).__name__} returns no named outputs")
     return {k: v.to(home) for k, v in heads.logits_of(outputs, task.kind).items()}

@@ -33,8 +33,7 @@ class TeacherGain(Measurement):
         standard_error: of the gain, over rows.
         rows: labelled rows.
         split: where they came from.
-        lead: how far the teacher's accuracy lies above that of the most common label, in standard
-            errors of the latter; None: the labels are no classes.
+        blind_error: that of always answering the commonest label; None: the labels are no classes.
     """
 
     teacher_error: float
@@ -43,7 +42,16 @@ class TeacherGain(Measurement):
     standard_error: float
     rows: int
     split: str
-    lead: float | None = None
+    blind_error: float | None = None
+
+    @property
+    def lead(self) -> float | None:
+        """How far the teacher lies below the blind error, in standard errors of the latter."""
+        if self.blind_error is None:
+            return None
+        blind = self.blind_error
+        noise: float = (blind * (1 - blind) / max(self.rows, 1)) ** 0.5
+        return (blind - self.teacher_error) / max(noise, 1e-9)
 
 
 @dataclass(frozen=True)
@@ -116,17 +124,15 @@ def measure_gain(subject: Subject) -> Iterator[TeacherGain]:
     theirs, ours, gain, error, rows = _paired(asked.student, asked.teacher)
     if rows < 2:
         raise Skip(f"the {split} rows carry no labels to compare teacher and student by")
-    yield TeacherGain(theirs, ours, gain, error, rows, split, lead_of(asked.teacher))
+    yield TeacherGain(theirs, ours, gain, error, rows, split, blind_error_of(asked.teacher))
 
 
-def lead_of(teacher: Answers) -> float | None:
-    """The `lead` of a `TeacherGain`."""
-    if not teacher.labels:
+def blind_error_of(answers: Answers) -> float | None:
+    """The share of labelled items that have another label than the commonest."""
+    if not answers.labels:
         return None
-    hits, counts = torch.cat(teacher.hits), torch.bincount(torch.cat(teacher.labels).flatten())
-    most = float(counts.max()) / max(len(hits), 1)
-    error: float = (most * (1 - most) / max(len(hits), 1)) ** 0.5
-    return (float(hits.mean()) - most) / max(error, 1e-9)
+    counts = torch.bincount(torch.cat(answers.labels).flatten())
+    return 1 - float(counts.max()) / max(int(counts.sum()), 1)
 
 
 def fidelity(trainer: Any, split: str = "validation", rows: int = 2048) -> tuple[Fidelity, Table]:
@@ -227,13 +233,16 @@ def judge_gain(
     sigmas: Annotated[float, "judgement: a teacher within one standard error knows no more"] = 1.0,
     least_rows: Annotated[int, "judgement: fewer rows resolve nothing"] = 16,
     worth: Annotated[float, "judgement: a tenth of the student's errors is worth a teacher"] = 0.1,
+    even: Annotated[float, "the commonest label's error, from which it is a mark; judgement"] = 0.3,
 ) -> Iterator[Fault]:
-    """A teacher that is not better than the student before its training.
+    """A teacher that is not better than the untrained student, or than one answer for all.
 
-    A teacher that knows something (more than the most common label) and may be better by what
-    `worth` says, within two standard errors, is undecided on so few rows.
+    A teacher that knows something and may be better by what `worth` says, within two standard
+    errors, is undecided on so few rows. Where one label is nearly all, accuracy is no mark.
     """
-    if gain.rows < least_rows or gain.gain > sigmas * gain.standard_error:
+    marked = gain.blind_error is not None and gain.blind_error >= even
+    blind = marked and gain.lead is not None and gain.lead < 2
+    if gain.rows < least_rows or (not blind and gain.gain > sigmas * gain.standard_error):
         return
     open_ = gain.gain + 2 * gain.standard_error > worth * gain.student_error
     if open_ and gain.lead is not None and gain.lead > 2:
@@ -241,7 +250,8 @@ def judge_gain(
     yield Fault(
         f"before training the student errs by {gain.student_error:.3f} and its teacher by "
         f"{gain.teacher_error:.3f} on {gain.rows} {gain.split} rows: a gain of {gain.gain:.3f} "
-        f"+- {gain.standard_error:.3f}",
+        f"+- {gain.standard_error:.3f}"
+        + (f"; always the commonest label errs by {gain.blind_error:.3f}" if blind else ""),
         subject="before training",
         evidence={
             "seen": f"teacher's error {gain.teacher_error:.3f}",

@@ -68,8 +68,10 @@ def weigh_terms(subject: Subject) -> Iterator[TermWeights]:
         loss = _loss(subject, batch.inputs)
     made = parts.weights(loss)
     base = _gradient(loss, parameters)
-    with _rolled(teachers, rows):
+    with _rolled(teachers, rows) as asked:
         other = _gradient(_loss(subject, batch.inputs), parameters)
+    if not asked and _parts_called(teachers, subject, batch):
+        raise Skip("the loss asks parts of the teacher, which cannot be dealt anew as a whole")
     dealt = _dealt(batch)
     hard = None
     if dealt is not None:
@@ -109,11 +111,30 @@ def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     return torch.cat(flat)
 
 
+def _parts_called(teachers: Iterable[nn.Module], subject: Subject, batch: Batch) -> list[int]:
+    """The parts of the teachers that the loss calls."""
+    called: list[int] = []
+    handles = [
+        part.register_forward_pre_hook(lambda module, arguments: called.append(id(module)))
+        for teacher in teachers
+        for part in teacher.modules()
+    ]
+    try:
+        _loss(subject, batch.inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return called
+
+
 @contextmanager
-def _rolled(teachers: Iterable[nn.Module], rows: int) -> Iterator[None]:
-    """Each teacher answers for the row before the one it is asked about."""
+def _rolled(teachers: Iterable[nn.Module], rows: int) -> Iterator[list[int]]:
+    """Each teacher answers for the row before the one it is asked about; yields who was asked."""
+    asked: list[int] = []
 
     def roll(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        asked.append(id(module))
+
         def one(value: Any) -> Any:
             whole = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == rows
             return value.roll(1, 0) if whole else value
@@ -122,7 +143,7 @@ def _rolled(teachers: Iterable[nn.Module], rows: int) -> Iterator[None]:
 
     handles = [t.register_forward_pre_hook(roll, with_kwargs=True) for t in teachers]
     try:
-        yield
+        yield asked
     finally:
         for handle in handles:
             handle.remove()

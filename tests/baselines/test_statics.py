@@ -102,6 +102,8 @@ def stack(frozen, before, drawn, blocks=12):
         (untied_embedding, EmbeddingTie(True, False, True, "e", "h", 9, True, False), ["note"]),
         (weights_not_loaded, LoadedWeights(200, 198, 196, 2, 0, 24, 0), []),
         (weights_not_loaded, LoadedWeights(200, 198, 0, 198, 0, 0, 0), ["default"]),
+        (weights_not_loaded, LoadedWeights(200, 198, 196, 2, 0, 24, 0, moved=1), []),
+        (weights_not_loaded, LoadedWeights(200, 198, 196, 2, 0, 24, 0, moved=2), ["default"]),
         (weights_not_loaded, LoadedWeights(200, 198, 0, 0, 196, 0, 0), ["note"]),
         (weights_not_loaded, LoadedWeights(200, 200, 198, 0, 0, 24, 23, ("a",)), ["default"]),
         (weights_not_loaded, LoadedWeights(200, 200, 198, 0, 0, 24, 2, ("a",)), ["note"]),

@@ -9,12 +9,7 @@ from torch import nn
 from hf_recipe.baselines.loss_falls import LOSS_NOT_DECREASING, LossFall, follow_fall
 from hf_recipe.complexify.accumulates import GRADIENT_ACCUMULATES, GradientLeft, gradients_left
 from hf_recipe.complexify.clipping import CLIPPING_DOMINATES, Clipping, follow_clipping
-from hf_recipe.complexify.dead_units import (
-    DEAD_UNIT,
-    ActivationUnits,
-    ActivationWatch,
-    LayerUnits,
-)
+from hf_recipe.complexify.dead_units import DEAD_UNIT
 from hf_recipe.complexify.feeding import (
     ORDER_REPEATS,
     WAITING_FOR_DATA,
@@ -29,6 +24,7 @@ from hf_recipe.complexify.gradient_depth import (
     GradientCourse,
 )
 from hf_recipe.complexify.updates import UPDATE_ROUNDED_AWAY, UPDATE_TOO_LARGE, UPDATE_TOO_SMALL
+from hf_recipe.instruments.activations import ActivationUnits, ActivationWatch, LayerUnits
 from hf_recipe.instruments.layers import LayerNumbers, LayerSample, LayerSamples, LayerWatch
 from hf_recipe.instruments.subject import Plan
 from hf_recipe.instruments.window import Step, Window
@@ -86,6 +82,7 @@ def test_clipping():
     assert found(threshold=1e-3) == ["warning"]  # nobody means that
     assert found(free=False, eps=0.0) == ["note"]  # a rate three times smaller
     assert found(free=False, eps=0.0, typical=30.0) == ["warning"]
+    assert found(eps=1.0) == ["note"]  # epsilon rules without any clipping too
 
 
 def test_clipping_is_folded_against_the_plan():
@@ -226,6 +223,36 @@ def test_dead_units():
     assert found(samples=2) == []
     assert found(positions=8) == []
     assert found(units=4, dead=4) == []
+    gate = {"function": "tanh", "dead": 0, "flat": 0.9}
+    assert found(**gate, followed=True) == ["warning"]
+    assert found(**gate) == []  # an output that is sure of itself
+    assert found(**{**gate, "flat": 0.6}, followed=True) == []  # a trained pooler
+
+
+def test_units_that_die_in_mid_run_and_functions():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            y = self.second(torch.relu(self.first(x)))
+            return torch.relu(y - 1e6)  # no weight follows: a loss's hinge
+
+    torch.manual_seed(0)
+    model, watch = Net(), ActivationWatch()
+    for step in (2, 5, 10, 20):
+        if step == 5:
+            nn.init.constant_(model.first.bias, -50.0)
+        watch.arm(model, step)
+        model(torch.randn(32, 4))
+        watch.disarm()
+    (relu,) = watch.measure().layers
+    assert (relu.dead, relu.samples, relu.function) == (8, 4, "relu")
+    assert relu.name.startswith("call 1 of relu in ")
+    assert relu.name.endswith("Net.forward")
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
 
 
 def test_units_are_watched_and_the_hooks_come_off():

@@ -50,6 +50,11 @@ def test_the_verdict_on_literal_numbers():
     assert not judged(replace(NOISY, sure_contradicted=8, contradicted=0.146, sure_expected=2.8))
     assert not judged(replace(NOISY, contradicted=0.45, sure_expected=90.0))
     assert not judged(replace(NOISY, rows=100))
+    few = replace(NOISY, sure=62, sure_contradicted=11, sure_expected=0.7, sure_spread=7)
+    assert not judged(few)  # 9 for 1, and 1 for 2: clean digits, early
+    assert judged(replace(few, sure_spread=11))  # as many pairs as rows
+    assert judged(replace(few, classes=3))  # three classes have no pairs to tell by
+    assert judged(replace(NOISY, sure_spread=12))  # two classes for each other, by far
     assert not judged(replace(NOISY, contradicted=float("nan")))
     assert judged(replace(NOISY, rate=0.37))[0].severity == "note"
     again = LabelSuspects.from_values(NOISY.values())

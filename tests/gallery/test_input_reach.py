@@ -13,9 +13,9 @@ from tests.gallery.test_leaks import masked
 from tests.models import arguments, points
 
 
-def reach(parameters=True, zeroed=False, **changes):
+def reach(parameters=True, zeroed=False, tokens=0, idle=0, **changes):
     chosen = {"name": "x", "connected": True, "gradient": 0.0, "moves": False, **changes}
-    return InputReach((InputInfluence(**chosen),), parameters, zeroed)
+    return InputReach((InputInfluence(**chosen),), parameters, zeroed, tokens, idle)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from hf_recipe.baselines.loss_operands import (
     probabilities_given,
     shapes_broadcast,
 )
+from hf_recipe.baselines.loss_pairs import PulledClasses, padding_counts, pairs_mixed
 from hf_recipe.baselines.repeatability import Repeated, passes_differ
 from hf_recipe.baselines.vectorise import OneByOne, batched_differs
 from tests.gallery.harness import Case, alarms, assert_found, assert_silent, everything, run
@@ -78,6 +79,22 @@ def rows(batched, difference=0.0, alone=(1.0, 2.0), supervised=(1, 3), left=Fals
 )
 def test_batched_against_one_by_one(measured, severity):
     assert [f.severity for f in batched_differs(measured)] == severity
+
+
+@pytest.mark.parametrize(
+    ("seen", "mixed", "padding"),
+    [
+        (PulledClasses(40, 40, 40, 4, 20, 0), 0, 0),
+        (PulledClasses(40, 40, 18, 4, 20, 0), 1, 0),  # view() for transpose()
+        (PulledClasses(40, 36, 36, 4, 20, 0), 0, 0),  # next tokens: one a row less
+        (PulledClasses(40, 800, 2, 4, 20, 0), 0, 0),  # a teacher's distribution
+        (PulledClasses(40, 800, 2, 4, 20, 20), 0, 1),  # ... on padding too
+        (PulledClasses(40, 40, 40, 4, 5, 4), 0, 0),  # left padding's last place
+        (PulledClasses(8, 8, 2, 4, 0, 0), 0, 0),
+    ],
+)
+def test_outputs_and_the_labels_that_they_are_compared_with(seen, mixed, padding):
+    assert (len(list(pairs_mixed(seen))), len(list(padding_counts(seen)))) == (mixed, padding)
 
 
 # ---------------------------------------------------------------- planted

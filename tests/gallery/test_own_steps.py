@@ -36,6 +36,7 @@ def step(count=4, whole=1.0, carried=0.0, residual=1e-6):
         (step(whole=4.0, carried=1.0, residual=0.4), False, False),  # another training
         (step(whole=float("nan"), residual=float("nan")), False, False),
         (step(count=1), False, False),
+        (StepGradient(4, 0.25, 0.0, 1.0, None, 1e-9), True, False),  # the last one alone counts
     ],
 )
 def test_judging(seen, scaled, kept):

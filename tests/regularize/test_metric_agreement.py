@@ -38,6 +38,10 @@ def test_judging():
     assert told(metric(0.5, form="token")) == []  # many meanings: only known mistakes
     assert told(metric(0.5, meaning="f1")) == []
     assert told(metric(0.5, rows=4)) == []
+    places = {"shifted, of tokens": 0.7, "shifted, whole rows": 0.0}
+    unshifted = {"unshifted|of tokens": 0.0}
+    assert told(metric(0.0, places, unshifted, form="token")) == [(None, "unshifted")]
+    assert told(metric(0.7, places, unshifted, form="token")) == []
     assert told(metric(-0.8)) == [("warning", None)]
     assert told(metric(12.5)) == []  # a share in no unit: not this metric
 
@@ -82,7 +86,12 @@ def test_numbers():
     assert right[""] == pytest.approx(np.mean((rows[:, 0] - rows[:, 1]) ** 2))
     table = (rows[:, :1] - rows[None, :, 1]) ** 2
     assert wrong["broadcast|"] == pytest.approx(table.mean())
-    assert recount(answers, "r2", None)[0][""] == pytest.approx(sk.r2_score(rows[:, 1], rows[:, 0]))
+    right, wrong = recount(answers, "r2", None)
+    assert right[""] == pytest.approx(sk.r2_score(rows[:, 1], rows[:, 0]))
+    assert wrong["swapped|"] == pytest.approx(sk.r2_score(rows[:, 0], rows[:, 1]))
+    squared = np.mean((rows[:, 0] - rows[:, 1]) ** 2)
+    assert recount(answers, "rmse", None)[1]["root|"] == pytest.approx(squared)
+    assert recount(answers, "mse", None)[1]["root|"] == pytest.approx(squared**0.5)
 
 
 def test_forms_of_answers():

@@ -32,6 +32,16 @@ def test_judging():
     assert "its count is 0" in again.message
     (jump,) = faults(rate=1e-3)
     assert (jump.severity, jump.subject) == ("warning", "learning rate")
+    (nothing,) = faults(optimizer_steps=None, optimizer_states=0, keeps_state=True)
+    assert "optimizer (it holds no state)" in nothing.message
+    assert faults(optimizer_steps=None, optimizer_states=0) == []  # plain gradient descent
+    (start,) = faults(scheduler_steps=0)
+    assert "scheduler (its count is 0)" in start.message
+    (other,) = faults(compared=16, unlike=14)
+    assert "weights (14 of 16 tensors are not the file's)" in other.message
+    assert faults(compared=16, unlike=0, scheduler_steps=6, batch_size=8, saved_batch_size=8) == []
+    (size,) = faults(batch_size=16, saved_batch_size=8)
+    assert (size.severity, size.subject) == ("warning", "batch size")
     (position,) = faults(skips_data=False)
     assert position.severity == "note"
 

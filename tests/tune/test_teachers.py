@@ -162,6 +162,10 @@ def test_gain_is_judged_in_standard_errors():
     assert not list(judge_gain(TeacherGain(0.9, 0.9, 0.0, 0.05, 8, "validation")))
     assert list(judge_gain(TeacherGain(0.9, 0.9, 0.0, 0.05, 128, "validation")))
     assert list(judge_gain(TeacherGain(0.9, 0.1, -0.8, 0.05, 128, "validation")))
+    lucky = TeacherGain(0.88, 0.95, 0.07, 0.03, 128, "validation", 0.89)
+    assert "commonest label errs by 0.890" in next(iter(judge_gain(lucky))).message
+    rare = TeacherGain(0.04, 0.5, 0.46, 0.03, 128, "validation", 0.05)
+    assert not list(judge_gain(rare))  # labels 19 to 1: accuracy is no mark of a good teacher
 
 
 def test_a_student_that_passed_its_teacher_is_a_note():
