@@ -229,7 +229,7 @@ def _inspect(options: Any) -> int:
         try:
             report = inspect_dataset(
                 options.path, label=options.label, text=options.text, image=options.image,
-                together=True,
+                together=True, rows_path=Path(options.output_dir) / "rows.parquet",
             )  # fmt: skip
         except (ValueError, TypeError, OSError) as error:
             raise UsageError(str(error).splitlines()[0]) from None

@@ -20,6 +20,7 @@ from hf_recipe.core.check import Skip
 from hf_recipe.core.config import Settings
 from hf_recipe.core.exhibit import Answer
 from hf_recipe.core.report import Report
+from hf_recipe.data.browse import rows_exhibits, write_rows
 from hf_recipe.data.columns import share_summaries
 from hf_recipe.data.preview import preview
 from hf_recipe.data.remembered import remembering
@@ -53,6 +54,7 @@ def inspect_dataset(
     ignore: Sequence[str] = (),
     thresholds: Mapping[str, Mapping[str, Any]] | None = None,
     together: bool = False,
+    rows_path: str | Path | None = None,
 ) -> Report:
     """Look at a data set and say what stands in it, what is wrong, what could not be checked.
 
@@ -67,6 +69,7 @@ def inspect_dataset(
         thresholds: keyword arguments of judging functions, by check.
         together: all processes of a launch call this with the same data; each reads its part of
             the rows for the columns' numbers, the first one asks the rest, all get its report.
+        rows_path: where to write the facts of every row that was read, as parquet.
 
     Raises:
         ValueError: a column that is not there (with the nearest name), a split without rows, a
@@ -112,6 +115,9 @@ def inspect_dataset(
         except Skip as reason:
             report.environment["preview"] = f"none: {reason}"
     examiner.close()
+    report.exhibits[:0] = rows_exhibits(subject, report)  # the rows are looked at first
+    if rows_path is not None and (not together or rank() == 0):
+        write_rows(subject, report, rows_path)
     report.status = "finished"
     return report
 

@@ -16,6 +16,7 @@ import numpy as np
 from hf_recipe.core.check import Check, Located, Probe, Skip
 from hf_recipe.core.exhibit import Exhibit
 from hf_recipe.core.finding import Fault
+from hf_recipe.data.associations import association_exhibits
 from hf_recipe.data.audio import is_audio
 from hf_recipe.data.blank import nothing_inside
 from hf_recipe.data.column_exhibits import column_tables, distributions, split_exhibits
@@ -104,6 +105,8 @@ def take_columns(subject: Subject) -> Iterator[Located | Exhibit]:
             yield Located(measured, split)
             yield from column_tables(measured, split)
             yield from split_exhibits(source, seen[split], roles)
+            if raw and split == "train":
+                yield from association_exhibits(source, roles)
         except Skip as reason:
             reasons.append(str(reason))
     if not seen or roles is None:
