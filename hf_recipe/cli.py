@@ -239,6 +239,7 @@ def _inspect(options: Any) -> int:
     folder = Path(options.output_dir)
     report.to_json(folder / "report.json")
     report.to_html(folder / "report.html")
+    print(f"columns   {report.answers[0].answer}")
     _say(report, str(folder / "report.html"))
     return exit_code(report, options.fail_on)
 

@@ -135,6 +135,18 @@ def _classes(subject: Subject, source: Source, roles: Roles) -> str | None:
     return counts.column if counts.form == "class" else None
 
 
+def _missing(source: Source, inputs: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+    """Rows without any input."""
+    missing = np.ones(len(source), dtype=bool)
+    start = 0
+    for chunk in source.chunks(inputs) if inputs else ():
+        for column in chunk.columns:
+            here = missing[start : start + chunk.num_rows]
+            here &= np.asarray(column.is_null()) if column.null_count else False
+        start += chunk.num_rows
+    return missing & bool(inputs)
+
+
 def take_repeats(subject: Subject) -> Iterator[Located]:
     """Find copies in every split."""
     reasons = []
@@ -143,7 +155,7 @@ def take_repeats(subject: Subject) -> Iterator[Located]:
             source = source_of(subject, split)
             roles = roles_of(subject, source)
             columns = blank_rows(subject, source, roles.inputs)
-            blank = np.logical_or.reduce(list(columns.values())) if columns else None
+            blank = np.logical_or.reduce([*columns.values(), _missing(source, roles.inputs)])
             classes = _classes(subject, source, roles)
             yield Located(repeats(source, roles.inputs, classes, blank), split)
         except Skip as reason:
