@@ -47,7 +47,8 @@ class Named:
 
     Attributes:
         checks: by row number, the checks that named it.
-        suspects: by row number, its place among suspect labels, from 1 on.
+        suspects: by row number, its place among suspect labels, from 1 on; empty where no check
+            claims that there are any.
     """
 
     checks: Mapping[int, list[str]] = field(default_factory=dict)
@@ -71,7 +72,8 @@ def named_rows(report: Report, split: str) -> Named:
                 if finding.check not in known:
                     known.append(finding.check)
     suspects: dict[int, int] = {}
-    for stored in report.measurements:
+    claimed = any(finding.check == "suspect-label" for finding in report.flat)
+    for stored in report.measurements if claimed else ():
         if stored.kind == "LabelSuspects" and stored.split in (split, None):
             suspects |= {int(row): i for i, row in enumerate(stored.values["worst"], start=1)}
     return Named(checks, suspects)

@@ -33,7 +33,7 @@ def number(value: float, digits: int = 4) -> str:
     """A number in few digits: ``0.6931``, ``12,480``, ``3.2e-05``, ``nan``."""
     if not math.isfinite(value):
         return str(float(value))
-    if abs(value) < 1e7 and (value == int(value) or abs(value) >= 10**digits):
+    if abs(value) < 1e7 and (value == int(value) or abs(value) >= 10 ** (digits - 1)):
         return f"{round(value):,}"
     return f"{value:.{digits}g}"
 
