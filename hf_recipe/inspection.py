@@ -165,8 +165,7 @@ def require_same_kinds(sources: Mapping[str, Source]) -> None:
     """Raise ValueError where a column holds texts in one split and numbers in another."""
     known: dict[str, tuple[str, str]] = {}
     for split, source in sources.items():
-        schema = next(source.chunks(), pa.table({})).schema
-        for column in schema:
+        for column in source.schema:
             kind = kind_of(column.type)
             first, where = known.setdefault(column.name, (kind, split))
             if kind and first and kind != first:
@@ -216,7 +215,7 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
 
 def is_read(source: Source, column: str) -> bool:
     """Whether a column holds texts, numbers, lists, images or recordings."""
-    kind = next(source.chunks([column])).schema.field(column).type
+    kind = source.schema.field(column).type
     if pa.types.is_struct(kind):
         names = {kind.field(i).name for i in range(kind.num_fields)}
         return names == {"bytes", "path"} or "digest" in names

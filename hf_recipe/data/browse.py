@@ -115,7 +115,9 @@ def chosen(source: Source, named: Named, most: int) -> Integers:
     places = np.searchsorted(source.rows, wanted)
     inside = places < len(source)
     places = places[inside][source.rows[places[inside]] == wanted[inside]]
-    others = np.setdiff1d(np.arange(len(source)), places)
+    free = np.ones(len(source), dtype=bool)
+    free[places] = False
+    others = np.flatnonzero(free)
     count = min(most - len(places), len(others))
     even = np.linspace(0, max(len(others) - 1, 0), count).astype(np.int64)
     return np.concatenate([places, others[even]]).astype(np.int64)

@@ -68,7 +68,7 @@ def take_opened(subject: Subject) -> Iterator[Located]:
 
 def kind_of_files(source: Source, name: str) -> str:
     """ "images", "recordings", or "" where a column holds no files that can be read here."""
-    kind = next(source.chunks([name])).schema.field(name).type
+    kind = source.schema.field(name).type
     if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
         return ""
     if not is_audio(source, name):

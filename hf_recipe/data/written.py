@@ -58,7 +58,7 @@ def take_written(subject: Subject) -> Iterator[Located]:
     """Look at the short cells of every text column of the training input."""
     source = source_of(subject, "train")
     columns = [n for n in roles_of(subject, source).inputs if n in source.columns]
-    schema = next(source.chunks(columns)).schema if columns else pa.schema([])
+    schema = [source.schema.field(name) for name in columns]
     texts = [
         f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
     ]
