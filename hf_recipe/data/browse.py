@@ -7,6 +7,7 @@ spaced ones fill up. `write_rows` puts the facts of every row into a parquet fil
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -224,7 +225,10 @@ def _short(value: Any) -> str | None:
 
 
 def _number(value: Any) -> Cell:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    if isinstance(value, float):  # what is no number is a word, which a filter finds
+        return float(f"{value:.6g}") if math.isfinite(value) else str(value)
+    found: Cell = value
+    return found
 
 
 def _drawn(cell: Mapping[str, Any] | None) -> str:

@@ -86,7 +86,7 @@ def _rows(exhibit: Table, most: int) -> str:
 
 
 def _numeric(cells: Sequence[Sequence[object]]) -> bool:
-    known = [c[0] for c in cells if c and c[0] is not None]
+    known = [c[0] for c in cells if c and c[0] not in (None, "nan", "inf", "-inf")]
     return bool(known) and all(
         isinstance(v, (int, float)) and not isinstance(v, bool) for v in known
     )

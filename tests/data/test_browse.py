@@ -40,6 +40,7 @@ def test_rows_that_checks_name_come_first(tmp_path):
     assert table.columns[:5] == ("split", "row", "named by", "suspect", "label")
     named = [row for row in table.rows if row[2]]
     assert {row[1] for row in named} >= {700, 900}
+    assert next(row for row in named if row[:2] == ("train", 700))[6] == "nan"
     train = [row for row in table.rows if row[0] == "train"]
     count = sum(bool(row[2]) for row in train)
     assert all(row[2] for row in train[:count])
