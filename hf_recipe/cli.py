@@ -229,7 +229,7 @@ def _inspect(options: Any) -> int:
         try:
             report = inspect_dataset(
                 options.path, label=options.label, text=options.text, image=options.image,
-                together=True,
+                together=True, rows_path=Path(options.output_dir) / "rows.parquet",
             )  # fmt: skip
         except (ValueError, TypeError, OSError) as error:
             raise UsageError(str(error).splitlines()[0]) from None
@@ -239,6 +239,7 @@ def _inspect(options: Any) -> int:
     folder = Path(options.output_dir)
     report.to_json(folder / "report.json")
     report.to_html(folder / "report.html")
+    print(f"columns   {report.answers[0].answer}")
     _say(report, str(folder / "report.html"))
     return exit_code(report, options.fail_on)
 

@@ -7,7 +7,6 @@ dict of them, a stream, a torch data set, or a path to csv, json, parquet or a f
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,10 @@ from hf_recipe.core.check import Skip
 from hf_recipe.core.config import Settings
 from hf_recipe.core.exhibit import Answer
 from hf_recipe.core.report import Report
+from hf_recipe.data.browse import rows_exhibits, write_rows
 from hf_recipe.data.columns import share_summaries
+from hf_recipe.data.files import load_path
+from hf_recipe.data.hashing import is_list, is_number
 from hf_recipe.data.preview import preview
 from hf_recipe.data.remembered import remembering
 from hf_recipe.data.source import (
@@ -37,7 +39,6 @@ from hf_recipe.instruments.distributed import from_rank_0, rank, world_size
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.subject import Subject
 
-READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 INSPECTED_ROWS = 1_000_000
 LABEL_NAMES = (*LABELS, "target", "targets", "class", "y", "score", "rating")
 
@@ -53,6 +54,7 @@ def inspect_dataset(
     ignore: Sequence[str] = (),
     thresholds: Mapping[str, Mapping[str, Any]] | None = None,
     together: bool = False,
+    rows_path: str | Path | None = None,
 ) -> Report:
     """Look at a data set and say what stands in it, what is wrong, what could not be checked.
 
@@ -67,6 +69,7 @@ def inspect_dataset(
         thresholds: keyword arguments of judging functions, by check.
         together: all processes of a launch call this with the same data; each reads its part of
             the rows for the columns' numbers, the first one asks the rest, all get its report.
+        rows_path: where to write the facts of every row that was read, as parquet.
 
     Raises:
         ValueError: a column that is not there (with the nearest name), a split without rows, a
@@ -86,6 +89,7 @@ def inspect_dataset(
             raise ValueError(f"the {name} split has no rows")
         for column in named:
             require_column(column, source)
+    require_same_kinds(sources)
     first = next(iter(sources))
     main = "train" if "train" in sources else first
     roles, guessed = choose_roles(sources[main], label, [c for c in named if c != label])
@@ -112,6 +116,9 @@ def inspect_dataset(
         except Skip as reason:
             report.environment["preview"] = f"none: {reason}"
     examiner.close()
+    report.exhibits[:0] = rows_exhibits(subject, report)  # the rows are looked at first
+    if rows_path is not None and (not together or rank() == 0):
+        write_rows(subject, report, rows_path)
     report.status = "finished"
     return report
 
@@ -135,69 +142,6 @@ def load_splits(dataset: Any) -> dict[str, Any]:
     )
 
 
-def load_path(path: Path) -> dict[str, Any]:
-    """Read a file, or a folder of images or of one file per split."""
-    import datasets
-
-    if not path.exists():
-        near = difflib.get_close_matches(
-            path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [], n=1
-        )
-        raise ValueError(f"no such file or folder: {path}" + (f"; {near[0]}?" if near else ""))
-    if path.is_file():
-        files = {"train": path}
-    else:
-        files = {p.stem: p for p in sorted(path.iterdir()) if p.suffix.lower() in READERS}
-    kinds = {READERS.get(p.suffix.lower()) for p in files.values()}
-    if path.is_file() and None in kinds:
-        raise ValueError(f"cannot read {path.name}; known: {', '.join(READERS)}, image folders")
-    try:
-        if not files:
-            return dict(datasets.load_dataset("imagefolder", data_dir=str(path)))
-        return {name: _read_file(file) for name, file in files.items()}
-    except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, OSError) as error:
-        cause = error.__cause__ or error
-        raise ValueError(f"cannot read {path}: {cause}") from error
-
-
-def _read_file(path: Path) -> Any:
-    """A file in memory: nothing is written to a cache folder."""
-    import datasets
-    import pyarrow.csv
-    import pyarrow.json
-    import pyarrow.parquet
-
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        return datasets.Dataset(pyarrow.parquet.read_table(path))
-    if suffix in (".json", ".jsonl"):
-        if _is_lines(path):
-            return datasets.Dataset(pyarrow.json.read_json(path))
-        return datasets.Dataset.from_list(json.loads(path.read_text(encoding="utf-8")))
-    options = pyarrow.csv.ParseOptions(
-        delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True
-    )
-    table = pyarrow.csv.read_csv(path, parse_options=options)
-    _require_closed_quotes(path, table)
-    return datasets.Dataset(table)
-
-
-def _require_closed_quotes(path: Path, table: pa.Table) -> None:
-    """Raise ValueError where a quote that never closes has swallowed the rest of the file."""
-    texts = [c for c in table.columns if pa.types.is_string(c.type) and len(c)]
-    if not any("\n" in (c[-1].as_py() or "") for c in texts):
-        return
-    with path.open("rb") as file:
-        quotes = sum(part.count(b'"') for part in iter(lambda: file.read(1 << 20), b""))
-    if quotes % 2:
-        raise ValueError(f"row {table.num_rows - 1} opens a quote that never closes")
-
-
-def _is_lines(path: Path) -> bool:
-    with path.open(encoding="utf-8") as file:
-        return file.read(1) == "{"
-
-
 def read_split(name: str, data: Any) -> Source:
     """One split as a source; a stream is sampled from its front."""
     if has_rows(data):
@@ -215,6 +159,26 @@ def require_column(column: str, source: Source) -> None:
         near = difflib.get_close_matches(column, source.columns, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"columns: {', '.join(source.columns)}"
         raise ValueError(f"the {source.name} split has no column {column!r}; {hint}")
+
+
+def require_same_kinds(sources: Mapping[str, Source]) -> None:
+    """Raise ValueError where a column holds texts in one split and numbers in another."""
+    known: dict[str, tuple[str, str]] = {}
+    for split, source in sources.items():
+        for column in source.schema:
+            kind = kind_of(column.type)
+            first, where = known.setdefault(column.name, (kind, split))
+            if kind and first and kind != first:
+                raise ValueError(
+                    f"column {column.name} holds {first} in {where} and {kind} in {split}"
+                )
+
+
+def kind_of(kind: pa.DataType) -> str:
+    """What cells of a type are, in one word; "" where any other kind may stand beside them."""
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "text"
+    return "numbers" if is_number(kind) else "lists" if is_list(kind) else ""
 
 
 # ---------------------------------------------------------------- columns and batches
@@ -235,10 +199,27 @@ def choose_roles(source: Source, label: str | None, inputs: Sequence[str]) -> tu
         rest = [c for c in source.columns if c != label and c.lower() not in LABELS]
         pictured = [c for c in rest if type(source.features.get(c)).__name__ == "Image"]
         inputs = pictured or input_columns(rest)
-        how.append(f"input: {', '.join(inputs) or 'none'} (guessed)")
+        how.append(f"input: {_listed(inputs) or 'none'} (guessed)")
     else:
-        how.append(f"input: {', '.join(inputs)}")
+        how.append(f"input: {_listed(inputs)}")
+    unread = [c for c in inputs if c in source.columns and not is_read(source, c)]
+    if unread:
+        how.append(f"of kinds that few checks read: {_listed(unread)}")
     return Roles(label, tuple(inputs)), "; ".join(how)
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    more = f", ... ({len(names)} columns)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def is_read(source: Source, column: str) -> bool:
+    """Whether a column holds texts, numbers, lists, images or recordings."""
+    kind = source.schema.field(column).type
+    if pa.types.is_struct(kind):
+        names = {kind.field(i).name for i in range(kind.num_fields)}
+        return names == {"bytes", "path"} or "digest" in names
+    return bool(kind_of(kind)) or pa.types.is_dictionary(kind) or pa.types.is_null(kind)
 
 
 def subject_of(

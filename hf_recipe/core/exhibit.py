@@ -61,7 +61,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under named columns."""
+    """Rows of cells under named columns.
+
+    With `browse` it is one to search: the page holds all of its rows, with filters and pages.
+    `pngs` are pictures in base64, one for each row ("" where a row has none).
+    """
 
     title: str
     stage: Stage
@@ -69,6 +73,8 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
     private: bool = False
+    browse: bool = False
+    pngs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -109,9 +109,10 @@ def take_blank(subject: Subject) -> Iterator[Located]:
     for split in splits_of(subject):
         try:
             source = source_of(subject, split)
-            flags = blank_rows(subject, source, roles_of(subject, source).inputs)
-            lists = next(source.chunks(list(flags))).schema if flags else pa.schema([])
-            flags = {n: found for n, found in flags.items() if is_list(lists.field(n).type)}
+            inputs = roles_of(subject, source).inputs
+            lists = [n for n in inputs if is_list(source.schema.field(n).type)]
+            found = blank_rows(subject, source, inputs) if lists else {}
+            flags = {name: found[name] for name in lists if name in found}
             if not flags:
                 raise Skip(f"the {split} data holds neither token ids nor signals")
             yield Located(_counted(source, flags), split)

@@ -17,6 +17,8 @@ from hf_recipe.data.summaries import Summary
 
 MOST_CURVES, MOST_CLASSES, BINS, COMMONEST = 12, 50, 30, 5
 LONGEST = 80
+FEW_TEXTS = 20
+LONG = ("text", "numbers")  # kinds whose cells have a length
 
 
 def column_tables(measured: Columns, split: str) -> Iterator[Table]:
@@ -34,8 +36,10 @@ def column_tables(measured: Columns, split: str) -> Iterator[Table]:
     head = ("column", "blank", "zeros", "lower quartile", "upper quartile", "skewness", "shortest",
             "longest", "mean length", "words")  # fmt: skip
     rest = tuple(
-        (c.name, c.blank, c.zeros, shown(c.lower_quartile), shown(c.upper_quartile),
-         shown(c.skewness), c.shortest, c.longest, shown(c.mean_length), c.words)
+        (c.name, c.blank, c.zeros if c.kind == "number" else None, shown(c.lower_quartile),
+         shown(c.upper_quartile), shown(c.skewness),
+         *((c.shortest, c.longest, shown(c.mean_length)) if c.kind in LONG else (None,) * 3),
+         c.words if c.kind == "text" else None)
         for c in measured.columns
     )  # fmt: skip
     yield Table(f"Columns of {split}: the rest", "data", head, rest)
@@ -53,7 +57,7 @@ def distributions(seen: Mapping[str, Mapping[str, Summary]], roles: Roles) -> It
     for name in names:
         parts = {split: s[name] for split, s in seen.items() if name in s}
         parts = {split: s for split, s in parts.items() if len(s.sample.numbers) > 1}
-        if not parts or drawn == MOST_CURVES:
+        if not parts or drawn == MOST_CURVES or all(map(_is_category, parts.values())):
             continue
         low = min(float(s.sample.numbers.min()) for s in parts.values())
         high = max(float(s.sample.numbers.max()) for s in parts.values())
@@ -62,7 +66,9 @@ def distributions(seen: Mapping[str, Mapping[str, Summary]], roles: Roles) -> It
         drawn += 1
         kind = next(iter(parts.values())).kind
         codes = sorted({v for s in parts.values() for v in s.sample.numbers.tolist()})
-        bars = kind == "number" and all(s.whole for s in parts.values()) and len(codes) <= BINS
+        whole = kind in LONG or all(s.whole for s in parts.values())
+        bars = whole and len(codes) <= BINS
+        bins, span = _bins(low, high) if whole else (BINS, (low, high))
         lines = []
         for split, summary in parts.items():
             if bars:  # codes are no quantities: nothing lies between them
@@ -70,12 +76,25 @@ def distributions(seen: Mapping[str, Mapping[str, Summary]], roles: Roles) -> It
                 counts = np.bincount(where, minlength=len(codes))
                 lines.append(Line(split, tuple(codes), tuple((counts / counts.sum()).tolist())))
                 continue
-            shares, edges = summary.histogram(BINS, (low, high))
+            shares, edges = summary.histogram(bins, span)
             middle = (edges[:-1] + edges[1:]) / 2
             lines.append(Line(split, tuple(middle.tolist()), tuple(shares.tolist())))
         what = {"text": "characters", "numbers": "elements"}.get(kind, "value")
         title = f"Distribution of {name}"
         yield Curve(title, "data", what, "share of rows", tuple(lines), bars=bars)
+
+
+def _is_category(summary: Summary) -> bool:
+    """A text of few different values: its commonest ones say more than its length."""
+    few = summary.distinct.estimate <= FEW_TEXTS
+    return summary.kind == "text" and few and summary.rows > 2 * FEW_TEXTS
+
+
+def _bins(low: float, high: float) -> tuple[int, tuple[float, float]]:
+    """Bins that each hold as many whole numbers: others would make teeth of a smooth curve."""
+    width = math.ceil((high - low + 1) / BINS)
+    bins = math.ceil((high - low + 1) / width)
+    return bins, (low - 0.5, low - 0.5 + bins * width)
 
 
 def split_exhibits(

@@ -16,6 +16,7 @@ import numpy as np
 from hf_recipe.core.check import Check, Located, Probe, Skip
 from hf_recipe.core.exhibit import Exhibit
 from hf_recipe.core.finding import Fault
+from hf_recipe.data.associations import association_exhibits
 from hf_recipe.data.audio import is_audio
 from hf_recipe.data.blank import nothing_inside
 from hf_recipe.data.column_exhibits import column_tables, distributions, split_exhibits
@@ -24,6 +25,8 @@ from hf_recipe.data.hashing import flat_array, list_parts
 from hf_recipe.data.sample import floats_of
 from hf_recipe.data.source import Source, roles_of, source_of, splits_of
 from hf_recipe.data.summaries import Summary
+from hf_recipe.data.unreadable import unreadable_files
+from hf_recipe.data.written import written_missing
 from hf_recipe.instruments.distributed import from_all_ranks, rank, world_size
 from hf_recipe.instruments.subject import Subject
 
@@ -104,6 +107,8 @@ def take_columns(subject: Subject) -> Iterator[Located | Exhibit]:
             yield Located(measured, split)
             yield from column_tables(measured, split)
             yield from split_exhibits(source, seen[split], roles)
+            if raw and split == "train":
+                yield from association_exhibits(source, roles)
         except Skip as reason:
             reasons.append(str(reason))
     if not seen or roles is None:
@@ -248,7 +253,7 @@ MISSING_VALUE = Check(
     why="One NaN in a batch makes the whole gradient NaN; the Trainer's log hides it.",
     fix="dataset = dataset.filter(lambda row: row[column] is not None and isfinite(row[column]))",
     source="Karpathy 2019; Zhang et al. 2020, TheDeepChecker 2022",
-    judges=(missing_value,),
+    judges=(missing_value, written_missing, unreadable_files),
     unsure="Models that take NaN as 'not observed' (time series).",
     explains=("loss-not-finite",),
 )

@@ -92,6 +92,8 @@ def no_context(sample: Sample) -> Skip:
     """Why neither text nor images are there to ask about."""
     unread = sample.inputs.unread
     named = f"; not read: {', '.join(unread)}" if unread else ""
+    if sample.inputs.sounds is not None:
+        return Skip(f"the question is asked of texts and images; these are recordings{named}")
     return Skip(f"the inputs are columns of numbers or categories, without an order{named}")
 
 

@@ -12,11 +12,12 @@ from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.data.blank import blank_rows
-from hf_recipe.data.hashing import table_hashes
+from hf_recipe.data.hashing import Hashes, glances, shared, table_hashes
 from hf_recipe.data.labels import seen_counts
 from hf_recipe.data.source import Roles, Source, roles_of, source_of, splits_of
 from hf_recipe.instruments.subject import Subject
@@ -63,13 +64,7 @@ def repeats(
         raise Skip("a row comes out differently each time it is read, so copies cannot be seen")
     if not inputs:
         raise Skip(f"the {source.name} data has no input column")
-    wanted = [*inputs, *([label] if label else [])]
-    hashes, labels = [], []
-    for chunk in source.chunks(wanted):
-        hashes.append(table_hashes(chunk, inputs))
-        if label is not None:
-            labels.append(table_hashes(chunk, [label]))
-    every = np.concatenate(hashes)
+    rows, every, told = _alike(source, inputs, label)
     order = np.argsort(every)  # equal rows stand side by side
     new = np.ones(len(every), dtype=bool)
     new[1:] = every[order[1:]] != every[order[:-1]]
@@ -77,39 +72,56 @@ def repeats(
     later[np.minimum.reduceat(order, np.flatnonzero(new))] = False
     found = Repeats(
         columns=tuple(inputs),
-        rows=len(every),
-        distinct=int(new.sum()),
+        rows=len(source),
+        distinct=len(source) - int(later.sum()),
         copies=int(later.sum()),
-        examples=tuple(source.rows[later][:20].tolist()),
+        examples=tuple(source.rows[rows[later]][:20].tolist()),
         note=source.note,
     )
-    if not labels:
+    if told is None:
         return found
     places = np.empty(len(every), dtype=np.int64)
     places[order] = np.cumsum(new) - 1
-    told = np.concatenate(labels)
-    if blank is not None and blank.any():
-        told = np.where(blank, told[blank][0], told)
-    return _conflicts(found, source, places, told)
+    if blank is not None and blank[rows].any():
+        told = np.where(blank[rows], told[blank[rows]][0], told)
+    return _conflicts(found, source.rows[rows], places, told)
 
 
-def _conflicts(found: Repeats, source: Source, places: np.ndarray, labels: np.ndarray) -> Repeats:
-    """Add what the labels of equal inputs say about each other."""
+def _alike(
+    source: Source, inputs: tuple[str, ...], label: str | None
+) -> tuple[npt.NDArray[np.int64], Hashes, Hashes | None]:
+    """The rows that may have a copy: their places, and hashes of their inputs and labels."""
+    looks = [table_hashes(chunk, inputs, glances) for chunk in source.chunks(inputs)]
+    alike = shared(np.concatenate(looks)) if looks else np.zeros(0, dtype=bool)
+    hashes, labels, start = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)], 0
+    for chunk in source.chunks([*inputs, *([label] if label else [])]):
+        here = alike[start : start + chunk.num_rows]
+        start += chunk.num_rows
+        some = chunk if here.all() else chunk.filter(pa.array(here))
+        hashes.append(table_hashes(some, inputs))
+        if label is not None:
+            labels.append(table_hashes(some, [label]))
+    told = np.concatenate(labels) if label is not None else None
+    return np.flatnonzero(alike), np.concatenate(hashes), told
+
+
+def _conflicts(found: Repeats, rows: np.ndarray, places: np.ndarray, labels: np.ndarray) -> Repeats:
+    """Add what the labels of equal inputs say about each other; `rows`: of the data set."""
     _, codes = np.unique(labels, return_inverse=True)
     pairs, counts = np.unique(np.stack([places, codes]), axis=1, return_counts=True)
     sizes = np.bincount(places)
     parts = counts / sizes[pairs[0]]
     entropy = np.bincount(pairs[0], weights=-parts * np.log(parts), minlength=len(sizes))
     divided = np.bincount(pairs[0], minlength=len(sizes)) > 1
-    rows = np.flatnonzero(divided[places])
-    worst = rows[np.argsort(-entropy[places[rows]], kind="stable")][:20]
+    torn = np.flatnonzero(divided[places])
+    worst = torn[np.argsort(-entropy[places[torn]], kind="stable")][:20]
     return Repeats(
         **{
             **vars(found),
-            "conflicting": len(rows),
+            "conflicting": len(torn),
             "conflict_groups": int(divided.sum()),
-            "floor": float((entropy * sizes).sum() / max(len(labels), 1)),
-            "conflict_examples": tuple(source.rows[worst].tolist()),
+            "floor": float((entropy * sizes).sum() / max(found.rows, 1)),
+            "conflict_examples": tuple(rows[worst].tolist()),
         }
     )
 
@@ -123,6 +135,18 @@ def _classes(subject: Subject, source: Source, roles: Roles) -> str | None:
     return counts.column if counts.form == "class" else None
 
 
+def _missing(source: Source, inputs: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+    """Rows without any input."""
+    missing = np.ones(len(source), dtype=bool)
+    start = 0
+    for chunk in source.chunks(inputs) if inputs else ():
+        for column in chunk.columns:
+            here = missing[start : start + chunk.num_rows]
+            here &= np.asarray(column.is_null()) if column.null_count else False
+        start += chunk.num_rows
+    return missing & bool(inputs)
+
+
 def take_repeats(subject: Subject) -> Iterator[Located]:
     """Find copies in every split."""
     reasons = []
@@ -131,7 +155,9 @@ def take_repeats(subject: Subject) -> Iterator[Located]:
             source = source_of(subject, split)
             roles = roles_of(subject, source)
             columns = blank_rows(subject, source, roles.inputs)
-            blank = np.logical_and.reduce(list(columns.values())) if columns else None
+            blank = _missing(source, roles.inputs)
+            if columns:
+                blank |= np.logical_and.reduce(list(columns.values()))
             classes = _classes(subject, source, roles)
             yield Located(repeats(source, roles.inputs, classes, blank), split)
         except Skip as reason:

@@ -270,6 +270,9 @@ def class_imbalance(
         message=message,
         subject=labels.column,
         severity="warning" if len(counts) == 1 and total > 1 else None,
+        fix=f"dataset.unique({labels.column!r})  # in the source: which labels were lost?"
+        if len(counts) == 1
+        else None,
         evidence={
             "seen": f"commonest class {most / total:.1%}, rarest {least:,} labels",
             "expected": f"about {1 / max(len(counts), 1):.1%} each",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from hf_recipe.data.audio import FACTS
 from hf_recipe.data.pictures import FEATURES
 from hf_recipe.data.sample import Contents
 from hf_recipe.data.words import TokenRows
@@ -20,7 +21,7 @@ def metadata(contents: Contents, tokens: TokenRows | None) -> dict[str, Floats]:
     """Columns of facts about each row, by name; those that never vary are left out.
 
     Text: characters, words, shares of kinds of characters. Images: size, file, brightness,
-    contrast, border. Tables: which cells are missing.
+    contrast, border. Recordings: length, rate, level. Tables: which cells are missing.
     """
     found: dict[str, Floats] = {}
     if contents.texts is not None:
@@ -29,9 +30,11 @@ def metadata(contents: Contents, tokens: TokenRows | None) -> dict[str, Floats]:
         found["words" if tokens.vocabulary else "tokens"] = tokens.lengths.astype(np.float64)
     if contents.pictures is not None:
         found |= dict(zip(FEATURES, contents.pictures.facts.T, strict=True))
+    if contents.sounds is not None:
+        found |= dict(zip(FACTS, contents.sounds.facts.T, strict=True))
     for name, values in contents.columns.items():
         found[f"missing {name}"] = np.isnan(values).astype(np.float64)
-    return {name: values for name, values in found.items() if len(values) and np.ptp(values) > 0}
+    return {name: values for name, values in found.items() if len(np.unique(values)) > 1}
 
 
 def characters(texts: Sequence[str], longest: int = 4_000) -> dict[str, Floats]:

@@ -146,7 +146,7 @@ def _pairs_of(columns: Iterable[pa.Array]) -> tuple[Hashes, Integers, int]:
         rows = len(array)
         sizes = np.diff(bounds)
         owner = np.repeat(np.arange(rows), sizes)
-        salt = np.uint64(place) * _ODD
+        salt = np.uint64(place * int(_ODD) % 2**64)
         if len(words) > 1:
             together = owner[1:] == owner[:-1]
             parts.append((words[:-1] * _ODD + words[1:] + salt)[together])

@@ -29,14 +29,18 @@ from hf_recipe.data.shortcuts import SHORTCUTS
 from hf_recipe.data.source import LABELS, Roles, Source, roles_of, source_of
 from hf_recipe.data.splits import OVERLAP
 from hf_recipe.data.target_leak import GIVEAWAYS
+from hf_recipe.data.unreadable import OPENED
 from hf_recipe.data.variation import VARIATION
+from hf_recipe.data.written import WRITTEN
 from hf_recipe.instruments.subject import Subject
 
 OF_TRAINING = frozenset(
-    probe.name for probe in (LADDER, SWEEP, VARIATION, SHORTCUTS, GIVEAWAYS, SUSPECTS)
+    probe.name for probe in (LADDER, SWEEP, VARIATION, SHORTCUTS, GIVEAWAYS, SUSPECTS, WRITTEN)
 )
-OF_ALL_SPLITS = frozenset(probe.name for probe in (COLUMNS, REPEATS, COUNTS, TAILS, OVERLAP, DRIFT))
-ASKED = OF_TRAINING | {DRIFT.name}  # by inspection alone
+OF_ALL_SPLITS = frozenset(
+    probe.name for probe in (COLUMNS, REPEATS, COUNTS, TAILS, OVERLAP, DRIFT, OPENED)
+)
+ASKED = OF_TRAINING - {WRITTEN.name} | {DRIFT.name}  # by inspection alone
 KEPT = OF_TRAINING | OF_ALL_SPLITS
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_recipe.core.check import Skip
+from hf_recipe.data.audio import Sounds, is_audio, read_sounds
 from hf_recipe.data.hashing import (
     Hashes,
     flat_array,
@@ -55,6 +56,7 @@ class Contents:
         texts: the text of each row, where a column holds free text; several are joined.
         tokens: token ids, where a column holds them.
         pictures: images, where a column holds them.
+        sounds: recordings, where a column holds them.
         columns: numbers by column (vectors as "name[0]", ...), NaN where missing; categories as
             codes in order of appearance.
         categories: those of `columns` that are codes.
@@ -64,6 +66,7 @@ class Contents:
     texts: list[str] | None = None
     tokens: TokenRows | None = None
     pictures: Pictures | None = None
+    sounds: Sounds | None = None
     columns: Mapping[str, Floats] = field(default_factory=dict)
     categories: frozenset[str] = frozenset()
     unread: tuple[str, ...] = ()
@@ -252,6 +255,8 @@ def contents_of(
         if pictures is not None:
             found = replace(found, pictures=pictures)
             good &= read
+        elif found.sounds is None and is_audio(source, name):
+            found = replace(found, sounds=read_sounds(array))
         elif is_number(array.type):
             columns[name] = floats_of(array)
         elif pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
@@ -287,6 +292,7 @@ def only(contents: Contents, kept: Flags) -> Contents:
         texts=[contents.texts[i] for i in chosen] if contents.texts is not None else None,
         tokens=contents.tokens.take(chosen) if contents.tokens is not None else None,
         pictures=contents.pictures.take(chosen) if contents.pictures is not None else None,
+        sounds=contents.sounds.take(chosen) if contents.sounds is not None else None,
         columns={name: values[chosen] for name, values in contents.columns.items()},
     )
 

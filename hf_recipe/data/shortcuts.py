@@ -3,8 +3,8 @@
 From its length, the kinds of its characters, an image's brightness or file, from which cells are
 missing: a network finds such a shortcut first, and fails where it does not hold. One fact that
 tells the label about as well as the content does is a warning; what tells less is a note, since
-lengths and brightness may rightly go with the label. Row numbers and columns that the model never
-gets are notes too: they say how the data was put together.
+lengths and brightness may rightly go with the label. Row numbers, files' sizes and formats and
+columns that the model never gets are notes too: they say how the data was put together.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 
-from hf_recipe.core.check import Check, Located, Measurement
+from hf_recipe.core.check import Check, Located, Measurement, Skip
 from hf_recipe.core.exhibit import Table
 from hf_recipe.core.finding import Fault
 from hf_recipe.data.asked import CALL, asking, chance_cell
@@ -27,17 +27,30 @@ from hf_recipe.data.cheap import (
     auc_error,
     binned,
     chance_of,
+    kernel,
+    linear,
     looked_up,
     trees,
 )
-from hf_recipe.data.context import pixels_trial, tokens_of, words_trial
+from hf_recipe.data.context import (
+    LARGEST,
+    at_most,
+    patch_words,
+    pixels_trial,
+    pooled,
+    tokens_of,
+    words_trial,
+)
 from hf_recipe.data.metadata import metadata
 from hf_recipe.data.sample import Sample, contents_of, gather, sample_of
 from hf_recipe.data.source import roles_of
+from hf_recipe.data.words import bag, neighbours, ordered_pairs
 from hf_recipe.instruments.subject import Subject
 
 Floats = npt.NDArray[np.float64]
 CHANCE = 1e-3  # of an alarm per data set under the null
+SHARE = 0.8  # of the content's lead over chance from which reading adds little
+OF_FILES = {"bytes": "file's bytes", "format": "file's format"}  # no model sees them
 
 
 @dataclass(frozen=True)
@@ -95,24 +108,25 @@ def measure(subject: Subject, sample: Sample) -> LabelShortcuts:
     tokens = tokens_of(subject, sample)
     facts = metadata(sample.inputs, tokens)
     labels, held = sample.labels, sample.held
-    codes = {name: binned(values, held) for name, values in facts.items()}
+    codes = {n: binned(v, held) for n, v in facts.items() if n not in OF_FILES}
     together = additive("metadata", list(codes.values()), labels, held) if codes else None
+    single = _best_first([told(looked_up(n, c, labels, held)) for n, c in codes.items()])
     spare = [c for c in sample.source.columns if c not in (*roles.inputs, roles.label)]
     spare_table = gather(sample.source, sample.places, spare) if spare else None
-    others: list[Told] = []
+    others = [_single(name, facts[n], sample) for n, name in OF_FILES.items() if n in facts]
     unread = sample.inputs.unread
     if spare_table is not None:
         rest, good = contents_of(subject, sample.source, spare_table, sample.places)
         if good.all():
-            others = [_single(n, v, sample) for n, v in rest.columns.items() if "[" not in n]
+            others += [_single(n, v, sample) for n, v in rest.columns.items() if "[" not in n]
         unread += rest.unread
     counts = np.bincount(labels[held], minlength=sample.classes)
     largest = int(counts.max())
     return LabelShortcuts(
         label=str(roles.label),
         metadata=told(together) if together is not None else None,
-        content=told(content_trial(subject, sample)),
-        facts=_best_first([told(looked_up(n, c, labels, held)) for n, c in codes.items()]),
+        content=told(content_trial(subject, sample, single[0].auc if single else 0.5)),
+        facts=single,
         order=_single("row number", sample.rows.astype(np.float64), sample),
         others=_best_first(others),
         rows=int(held.sum()),
@@ -131,15 +145,41 @@ def smallest_visible(positive: int, rest: int, chance: float = CHANCE) -> float:
     return min(1.0, 0.5 + (POWER - float(ndtri(chance))) * auc_error(positive, rest))
 
 
-def content_trial(subject: Subject, sample: Sample) -> Trial:
-    """The simplest probe that reads the input."""
+def content_trial(subject: Subject, sample: Sample, rival: float) -> Trial:
+    """The best probe that reads the input; later ones are tried while `rival` (AUC) matches it.
+
+    A fact is no shortcut because one blind probe reads less than it: pixels say nothing of
+    texture, words nothing of their order.
+    """
+    trials = content_trials(subject, sample)
+    best = next(trials, None)
+    if best is None:
+        raise Skip("no input column could be read: " + ", ".join(sample.inputs.unread))
+    while rival - 0.5 >= SHARE * (best.auc - 0.5):
+        trial = next(trials, None)
+        if trial is None:
+            break
+        best = max(best, trial, key=lambda t: t.auc)
+    return best
+
+
+def content_trials(subject: Subject, sample: Sample) -> Iterator[Trial]:
+    """Probes that read the input, the cheapest first."""
     tokens, pictures = tokens_of(subject, sample), sample.inputs.pictures
+    labels, held = sample.labels, sample.held
     if pictures is not None:
-        return pixels_trial(subject, sample, pictures)
-    if tokens is not None:
-        return words_trial(subject, sample, tokens)
-    columns = np.stack(list(sample.inputs.columns.values()), axis=1)
-    return trees("columns", columns, sample.labels, sample.held)
+        yield pixels_trial(subject, sample, pictures)
+        words = patch_words(at_most(pictures, LARGEST).mean(axis=3), held)
+        yield kernel("patches anywhere", pooled(words, 1), labels, held)
+    elif sample.inputs.sounds is not None:
+        yield trees("recordings", sample.inputs.sounds.bands, labels, held)
+    elif tokens is not None:
+        yield words_trial(subject, sample, tokens)
+        yield linear("neighbours", bag(tokens) + neighbours(tokens), labels, held)
+        yield linear("words in their order", bag(tokens) + ordered_pairs(tokens), labels, held)
+    elif sample.inputs.columns:
+        columns = np.stack(list(sample.inputs.columns.values()), axis=1)
+        yield trees("columns", columns, labels, held)
 
 
 def told(trial: Trial) -> Told:
@@ -190,7 +230,7 @@ def label_shortcut(
     least: Annotated[float, "AUC below which a shortcut is hardly one; judged"] = 0.6,
     share: Annotated[
         float, "of the content's lead over chance from which reading adds little; judged"
-    ] = 0.8,
+    ] = SHARE,
 ) -> Iterator[Fault]:
     """A warning where one fact about the input tells as much as reading it; notes for the rest."""
     together = seen.metadata
@@ -217,19 +257,25 @@ def label_shortcut(
             },
         )
     for other in (seen.order, *seen.others):
-        if other.p < chance / (1 + len(seen.others)) and other.auc >= least:
-            order = other is seen.order
-            text = "rows lie in an order that goes with" if order else f"column {other.name} tells"
-            yield Fault(
-                message=f"{text} {seen.label}: AUC {other.auc:.2f} on {seen.rows:,} held-out rows; "
-                "the model does not get it",
-                subject=other.name,
-                severity="note",
-                fix="dataset = dataset.shuffle(seed=42)  # before any part is cut off"
-                if order
-                else f"keep {other.name} out of the input; report metrics for each of its values",
-                evidence={"seen": f"AUC {other.auc:.3f}", "expected": "0.5", "p": other.p},
-            )
+        packed = other.name in OF_FILES.values()  # content goes with it a little everywhere
+        enough = max(least, 0.5 + share * (seen.content.auc - 0.5)) if packed else least
+        if not (other.p < chance / (1 + len(seen.others)) and other.auc >= enough):
+            continue
+        text, fix = f"column {other.name} tells", f"keep {other.name} out of the input"
+        if other is seen.order:
+            text = "rows lie in an order that goes with"
+            fix = "dataset = dataset.shuffle(seed=42)  # before any part is cut off"
+        elif packed:
+            text = f"the {other.name} alone would tell"
+            fix = "write all images anew, in one format and quality, and compare"
+        yield Fault(
+            message=f"{text} {seen.label}: AUC {other.auc:.2f} on {seen.rows:,} held-out rows; "
+            "the model does not get it",
+            subject=other.name,
+            severity="note",
+            fix=fix,
+            evidence={"seen": f"AUC {other.auc:.3f}", "expected": "0.5", "p": other.p},
+        )
 
 
 SHORTCUTS = asking("look for shortcuts", LabelShortcuts, take_shortcuts)

@@ -79,6 +79,14 @@ class Source:
             return f"{len(self.rows):,} of {self.total:,} rows, evenly spaced"
         return ""
 
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns' types, without reading a row."""
+        if isinstance(self.data, pa.Table):
+            return self.data.schema
+        schema: pa.Schema = self.data.features.arrow_schema
+        return schema
+
     def part(self, place: int, parts: int) -> Source:
         """The rows of process `place` of `parts`, in whole chunks."""
         chunks = -(-len(self) // CHUNK)

@@ -35,6 +35,7 @@ from hf_recipe.data.words import TokenRows, bag
 from hf_recipe.instruments.subject import Subject
 
 QUESTION = "Which variation is spurious and can be preprocessed out?"
+NOISE = 3.0  # deviations of the border's noise that ink must rise above
 RARE = 0.01  # share of rows that vary; below it there is nothing to normalise
 
 Images = npt.NDArray[np.float32]
@@ -153,10 +154,14 @@ def centred(images: Images) -> Images:
     height, width = images.shape[1:3]
     gray = images.mean(axis=3)
     border = np.concatenate([gray[:, 0], gray[:, -1], gray[:, :, 0], gray[:, :, -1]], axis=1)
-    ink = np.abs(gray - np.median(border, axis=1)[:, None, None])
-    total = np.maximum(ink.sum(axis=(1, 2)), 1e-12)
-    down = (ink.sum(axis=2) @ np.arange(height)) / total - (height - 1) / 2
-    right = (ink.sum(axis=1) @ np.arange(width)) / total - (width - 1) / 2
+    middle = np.median(border, axis=1, keepdims=True)
+    # noise all over the image would pull every centre to the middle
+    noise = 1.4826 * np.median(np.abs(border - middle), axis=1)[:, None, None]
+    ink = np.maximum(np.abs(gray - middle[:, :, None]) - NOISE * noise, 0)
+    total = ink.sum(axis=(1, 2))
+    none, total = total == 0, np.maximum(total, 1e-12)
+    down = np.where(none, 0, (ink.sum(axis=2) @ np.arange(height)) / total - (height - 1) / 2)
+    right = np.where(none, 0, (ink.sum(axis=1) @ np.arange(width)) / total - (width - 1) / 2)
     y = (np.arange(height) + np.rint(down).astype(int)[:, None]) % height
     x = (np.arange(width) + np.rint(right).astype(int)[:, None]) % width
     rows = np.arange(len(images))[:, None, None]

@@ -12,11 +12,15 @@ from hf_recipe.report.markup import cell, number, table, text
 from hf_recipe.report.plots import draw_curve, draw_interval, draw_matrix
 
 PNG = b"\x89PNG\r\n\x1a\n"
+LONG = 40  # characters from which a cell is a text to read
 VERDICTS = {True: "kept", False: "dropped", None: "undecided"}
 
 
-def figure(exhibit: Exhibit, *, most_rows: int = 200) -> str:
-    """An exhibit with its title and caption; tables are cut at `most_rows` rows."""
+def figure(exhibit: Exhibit, *, most_rows: int = 200, most_browsed: int = 2_000) -> str:
+    """An exhibit with its title and caption.
+
+    Tables are cut at `most_rows` rows, those to be searched at `most_browsed`.
+    """
     wide = ""
     if isinstance(exhibit, Curve):
         body = draw_curve(exhibit)
@@ -25,7 +29,8 @@ def figure(exhibit: Exhibit, *, most_rows: int = 200) -> str:
     elif isinstance(exhibit, Picture):
         body, wide = _pictures(exhibit), " wide"
     elif isinstance(exhibit, Table):
-        body, wide = _rows(exhibit, most_rows), " wide" if len(exhibit.columns) > 3 else ""
+        most = most_browsed if exhibit.browse else most_rows
+        body, wide = _rows(exhibit, most), " wide" if len(exhibit.columns) > 3 else ""
     else:
         body, wide = _ladder(exhibit, most_rows), " wide"
     private = ' <span class="tag" title="stays on this machine">private</span>'
@@ -38,20 +43,23 @@ def figure(exhibit: Exhibit, *, most_rows: int = 200) -> str:
 
 def weight(exhibit: Exhibit) -> int:
     """Bytes of the pictures in an exhibit."""
-    return sum(map(len, exhibit.pngs)) if isinstance(exhibit, Picture) else 0
+    return sum(map(len, exhibit.pngs)) if isinstance(exhibit, (Picture, Table)) else 0
 
 
 def _pictures(picture: Picture) -> str:
     labels = [*picture.labels, *[""] * (len(picture.pngs) - len(picture.labels))]
     shown = []
     for png, label in zip(picture.pngs, labels, strict=False):
-        image = (
-            f'<img alt="{text(label, 200)}" src="data:image/png;base64,{png}">'
-            if _is_png(png)
-            else '<span class="faint">not a PNG</span>'
+        shown.append(
+            f'<div class="picture">{_image(png, label)}<span>{text(label, 200)}</span></div>'
         )
-        shown.append(f'<div class="picture">{image}<span>{text(label, 200)}</span></div>')
     return f'<div class="pictures">{"".join(shown)}</div>'
+
+
+def _image(png: str, label: str) -> str:
+    if not _is_png(png):
+        return '<span class="faint">not a PNG</span>'
+    return f'<img alt="{text(label, 200)}" src="data:image/png;base64,{png}">'
 
 
 def _is_png(content: str) -> bool:
@@ -64,13 +72,21 @@ def _is_png(content: str) -> bool:
 def _rows(exhibit: Table, most: int) -> str:
     rows = exhibit.rows[:most]
     numeric = [i for i in range(len(exhibit.columns)) if _numeric([row[i : i + 1] for row in rows])]
-    body = table(exhibit.columns, ((cell(v) for v in row) for row in rows), numeric=numeric)
+    longest = [max((len(str(v)) for v in column), default=0) for column in zip(*rows, strict=True)]
+    long = [i for i, size in enumerate(longest) if size > LONG]
+    columns, cells = exhibit.columns, [[cell(v) for v in row] for row in rows]
+    if exhibit.pngs:
+        drawn = [_image(png, "") if png else "" for png in exhibit.pngs]
+        columns, numeric, long = ("", *columns), [i + 1 for i in numeric], [i + 1 for i in long]
+        cells = [[picture, *row] for picture, row in zip(drawn, cells, strict=False)]
+    kind = "browse" if exhibit.browse else ""
+    body = table(columns, cells, numeric=numeric, long=long, kind=kind)
     left = len(exhibit.rows) - len(rows)
     return body + (f'<p class="faint">{left:,} more rows in the JSON report.</p>' if left else "")
 
 
 def _numeric(cells: Sequence[Sequence[object]]) -> bool:
-    known = [c[0] for c in cells if c and c[0] is not None]
+    known = [c[0] for c in cells if c and c[0] not in (None, "nan", "inf", "-inf")]
     return bool(known) and all(
         isinstance(v, (int, float)) and not isinstance(v, bool) for v in known
     )

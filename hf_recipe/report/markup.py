@@ -33,8 +33,8 @@ def number(value: float, digits: int = 4) -> str:
     """A number in few digits: ``0.6931``, ``12,480``, ``3.2e-05``, ``nan``."""
     if not math.isfinite(value):
         return str(float(value))
-    if value == int(value) and abs(value) < 1e7:
-        return f"{int(value):,}"
+    if abs(value) < 1e7 and (value == int(value) or abs(value) >= 10 ** (digits - 1)):
+        return f"{round(value):,}"
     return f"{value:.{digits}g}"
 
 
@@ -45,7 +45,8 @@ def cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (int, float)):
-        return f'<span title="{text(repr(value))}">{text(number(value))}</span>'
+        shown, exact = number(value), repr(value)
+        return text(shown) if shown == exact else f'<span title="{exact}">{text(shown)}</span>'
     return text(value)
 
 
@@ -54,19 +55,25 @@ def table(
     rows: Iterable[Iterable[str]],
     *,
     numeric: Iterable[int] = (),
+    long: Iterable[int] = (),
     kind: str = "",
 ) -> str:
-    """A table of ready markup cells in a box that scrolls by itself, never the page."""
-    right = set(numeric)
+    """A table of ready markup cells in a box that scrolls by itself, never the page.
+
+    Args:
+        numeric, long: columns of numbers, which stand to the right, and of texts that need room.
+    """
+    classes = {**dict.fromkeys(long, ' class="long"'), **dict.fromkeys(numeric, ' class="num"')}
     head = "".join(
-        f'<th scope="col"{_right(i in right)}>{text(name)}</th>' for i, name in enumerate(columns)
+        f'<th scope="col"{classes.get(i, "")}>{text(name)}</th>' for i, name in enumerate(columns)
     )
     body = "".join(
-        "<tr>" + "".join(f"<td{_right(i in right)}>{c}</td>" for i, c in enumerate(row)) + "</tr>"
+        "<tr>" + "".join(f"<td{classes.get(i, '')}>{c}</td>" for i, c in enumerate(row)) + "</tr>"
         for row in rows
     )
+    box = "scroll tall" if kind == "browse" else "scroll"
     return (
-        f'<div class="scroll" tabindex="0"><table class="{kind}"><thead><tr>{head}</tr></thead>'
+        f'<div class="{box}" tabindex="0"><table class="{kind}"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
@@ -102,7 +109,3 @@ def value_of(value: Any) -> str:
         listed = ", ".join(value_of(v) for v in value[:64])
         return (listed + (f", … ({len(value)})" if len(value) > 64 else "")) or "none"
     return cell(value)
-
-
-def _right(numeric: bool) -> str:
-    return ' class="num"' if numeric else ""

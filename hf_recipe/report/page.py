@@ -42,6 +42,7 @@ class Detail:
     json_without: tuple[str, ...] | None = ()  # None: no JSON at all
     exhibits: int = 1000
     rows: int = 200
+    browsed: int = 2_000
     findings: int = 1000
 
 
@@ -49,8 +50,11 @@ DETAILS = (
     Detail(),
     Detail(json_without=("measurements",)),
     Detail(json_without=("measurements", "exhibits")),
-    Detail(json_without=("measurements", "exhibits"), rows=50, exhibits=60, findings=200),
-    Detail(json_without=None, rows=20, exhibits=20, findings=60),
+    Detail(json_without=("measurements", "exhibits"), browsed=800),
+    Detail(
+        json_without=("measurements", "exhibits"), rows=50, browsed=200, exhibits=60, findings=200
+    ),
+    Detail(json_without=None, rows=20, browsed=50, exhibits=20, findings=60),
     Detail(json_without=None, exhibits=0, findings=20),
 )
 
@@ -285,9 +289,12 @@ def _exhibits(report: Report, detail: Detail, note: str, drawn: dict[tuple[int, 
         figures = ""
         for place, exhibit in enumerate(shown):
             if exhibit.stage == stage:  # each is drawn once, however often the page is cut
-                key = (place, detail.rows if isinstance(exhibit, (Table, Ladder)) else 0)
+                cut = detail.rows if isinstance(exhibit, (Table, Ladder)) else 0
+                if isinstance(exhibit, Table) and exhibit.browse:
+                    cut = detail.browsed
+                key = (place, cut)
                 if key not in drawn:
-                    drawn[key] = figure(exhibit, most_rows=detail.rows)
+                    drawn[key] = figure(exhibit, most_rows=cut, most_browsed=cut)
                 figures += drawn[key]
         if figures:
             content += f'<h3>{HEADINGS[stage]}</h3><div class="figures">{figures}</div>'
@@ -364,4 +371,6 @@ def _raw(report: Report, detail: Detail) -> str:
 
 def _without_bytes(report: Report) -> Iterator[Exhibit]:
     for exhibit in report.exhibits:
+        if isinstance(exhibit, Table) and exhibit.browse:  # the page holds its rows already
+            exhibit = replace(exhibit, rows=(), pngs=())
         yield replace(exhibit, pngs=()) if isinstance(exhibit, Picture) else exhibit

@@ -104,6 +104,18 @@ def digits(seed: int = 0, side: int = 8, noise: float = 0.0, shift=None) -> data
     return images(pixels if shift is None else shift(pixels, y, rng), y)
 
 
+def textures(seed: int, rows: int = 700, side: int = 16) -> datasets.Dataset:
+    """Grains of three sizes: patches tell, and so do a file's size and, a little, contrast."""
+    rng = rng_of(seed)
+    y, pixels = rng.integers(0, 3, rows), rng.normal(size=(rows, side, side))
+    for passes in (1, 2):
+        some = y >= passes
+        for _ in range(passes):
+            pixels[some] += sum(np.roll(pixels[some], s, axis) for axis in (1, 2) for s in (-1, 1))
+    pixels *= 40 / pixels.std(axis=(1, 2), keepdims=True) * rng.normal(1, 0.1, (rows, 1, 1))
+    return images(128 + pixels * (1 + 0.1 * y[:, None, None]), y)
+
+
 # ---------------------------------------------------------------- size
 
 
@@ -144,6 +156,22 @@ def varied(seed: int, kind: str, *, tells: bool, rows: int = 2_000) -> datasets.
             }[kind](text)
         texts.append(text)
     return dataset(texts, y)
+
+
+def moved(seed: int, rows: int = 1_000, side: int = 20, *, tells: bool) -> datasets.Dataset:
+    """A square or a cross on a noisy ground; where it stands is random, or tells the label."""
+    rng = rng_of(seed)
+    y, pixels = rng.integers(0, 2, rows), rng.normal(80, 4, (rows, side, side))
+    place = y if tells else rng.integers(0, 2, rows)
+    cross = rng.integers(0, 2, rows) if tells else y
+    for i in range(rows):
+        top = 2 + 10 * int(place[i])
+        if cross[i]:
+            pixels[i, top + 2 : top + 4, 7:13] += 60
+            pixels[i, top : top + 6, 9:11] += 60
+        else:
+            pixels[i, top : top + 6, 7:13] += 60
+    return images(pixels, y)
 
 
 def lit(seed: int, kind: str, *, tells: bool) -> datasets.Dataset:

@@ -62,6 +62,33 @@ def test_ladder_is_judged_by_its_numbers():
     assert says(rung("words", 0.5, p_chance=float("nan"))) == ("undecided", 0)
 
 
+@pytest.mark.parametrize("tells", [True, False])
+def test_place_on_a_noisy_ground(tells):
+    """Noise all over an image does not keep what is drawn on it from the middle."""
+    report = ask(planted.moved(0, tells=tells), "spurious-variation")
+    free = [f.subject for f in found(report, "spurious-variation")]
+    assert ("shift" in free) is not tells
+
+
+def test_a_files_size_is_no_shortcut_and_texture_no_blank():
+    """No network sees how well a file was packed; a blind probe makes no fact a shortcut."""
+    report = ask(planted.textures(0), "label-shortcut")
+    assert not alarms(report)
+    assert measured(report, "LabelShortcuts")["content"]["auc"] > 0.9
+
+    def notes(content, packed):
+        told = shortcuts.Told("file's bytes", packed, 1e-9)
+        seen = shortcuts.LabelShortcuts(
+            "label", None, shortcuts.Told("pixels", content, 0.0), (),
+            shortcuts.Told("row number", 0.5, 0.5), (told,), 500, 0.6,
+        )  # fmt: skip
+        return [(f.subject, f.severity) for f in shortcuts.label_shortcut(seen)]
+
+    assert notes(1.0, 0.95) == [("file's bytes", "note")]
+    assert not notes(1.0, 0.75)
+    assert notes(0.6, 0.75) == [("file's bytes", "note")]
+
+
 # ---------------------------------------------------------------- size
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from hf_recipe.data.audio import sound_of
 from hf_recipe.inspection import inspect_dataset
+from tests.data.asking import ask, found, measured
 
 
 def encoded(samples, rate, width=2, channels=1):
@@ -69,3 +70,29 @@ def test_a_column_of_audio_is_told_and_never_crashes():
     assert dict((row[0], row[3]) for row in table.rows)["samples a second"] == 4_000
     columns = next(e for e in report.exhibits if e.title == "Columns of train")
     assert columns.rows[0][:3] == ("audio", "audio", "input")
+
+
+@pytest.mark.parametrize("told_by", ["pitch", "length", "nothing"])
+def test_recordings_are_asked_for_shortcuts(told_by):
+    """Pitch is content, length alone a shortcut; nobody crashes where nothing tells."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 400)
+    cells = []
+    for label in labels:
+        seconds = rng.uniform(0.1, 0.2) + 0.1 * (told_by == "length") * label
+        pitch = (440 if told_by != "pitch" else 440 + 440 * label) * rng.uniform(0.95, 1.05)
+        time = np.arange(int(4_000 * seconds)) / 4_000
+        wave_ = 0.4 * np.sin(2 * np.pi * pitch * time) + rng.normal(0, 0.01, len(time))
+        cells.append(encoded(np.clip(wave_, -1, 1), 4_000))
+    plain = datasets.Features(
+        {"audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+         "label": datasets.Value("int64")}
+    )  # fmt: skip
+    data = datasets.Dataset.from_dict({"audio": cells, "label": labels.tolist()}, features=plain)
+    features = datasets.Features({"audio": datasets.Audio(), "label": datasets.Value("int64")})
+    report = ask(data.cast(features), "label-shortcut")
+    assert [f.subject for f in found(report, "label-shortcut", "warning")] == (
+        ["seconds"] if told_by == "length" else []
+    )
+    content = measured(report, "LabelShortcuts")["content"]["auc"]
+    assert (content > 0.95) == (told_by == "pitch")

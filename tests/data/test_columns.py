@@ -1,5 +1,8 @@
+import collections
+
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from hf_recipe.data.column_numbers import ColumnNumbers, Columns
@@ -10,6 +13,7 @@ from hf_recipe.data.columns import (
     missing_value,
 )
 from hf_recipe.data.duplicates import Repeats, conflicting_labels, duplicate_example, repeats
+from hf_recipe.data.hashing import glances, shared
 from hf_recipe.data.source import read_source
 from hf_recipe.instruments.batches import Rows
 
@@ -121,3 +125,34 @@ def test_copies_and_conflicts_are_counted():
     assert set(found.conflict_examples) == {3, 100}
     assert found.floor == pytest.approx(2 * np.log(2) / 103)
     assert repeats(source({"text": texts}), ("text",), None).conflicting is None
+
+
+@pytest.mark.parametrize("kind", ["text", "bytes", "file"])
+def test_copies_are_those_that_counting_finds(kind):
+    """Texts that begin and end alike, short ones, missing ones, over several chunks."""
+    rng = np.random.default_rng(0)
+    ends = rng.integers(0, 40, (10_000, 2))
+    cells = [f"<s>{'x' * a} the same {b} middle{'y' * a}</s>" if a else str(b) for a, b in ends]
+    if kind != "text":
+        cells = [cell.encode() for cell in cells]
+    cells[17] = cells[4_900] = None
+    counted = collections.Counter(cells)
+    if kind == "file":
+        column = pa.array([c and {"bytes": c, "path": None} for c in cells])
+    else:
+        column = pa.array(cells)
+    found = repeats(source(datasets.Dataset(pa.table({"x": column}))), ("x",), None)
+    assert (found.distinct, found.copies) == (len(counted), 10_000 - len(counted))
+    seen = set()
+    later = [i for i, cell in enumerate(cells) if cell in seen or seen.add(cell)]
+    assert found.examples == tuple(later[:20])
+
+
+def test_what_is_equal_glances_alike():
+    texts = pa.array(["", "a", None, "seven..", "eight...", "nine chars", None, "a", "eight..."])
+    looks = glances(texts)
+    assert (looks[[1, 2, 4]] == looks[[7, 6, 8]]).all()
+    assert (glances(texts.slice(3)) == looks[3:]).all()
+    assert (shared(looks)[[1, 2, 4, 6, 7, 8]]).all()
+    many = np.random.default_rng(0).integers(0, 2**63, 100_000).astype(np.uint64)
+    assert shared(many).mean() < 0.06

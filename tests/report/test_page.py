@@ -280,3 +280,61 @@ def test_the_script_sorts_a_table_and_the_policy_stops_a_foreign_one(browser, tm
     assert any(
         "Content Security Policy" in entry["message"] for entry in browser.get_log("browser")
     )
+
+
+def searched(rows, length=40, pngs=()):
+    cells = tuple((i, f"{i} {'<b>' * (length // 3)}", i / 7) for i in range(rows))
+    return Table("Rows", "data", ("row", "text", "number"), cells, browse=True, pngs=pngs)
+
+
+def test_a_table_to_search_holds_all_its_rows_and_more_of_them_than_others():
+    page = render_page(Report(exhibits=[searched(900)]))
+    assert page.count("<tr>") > 900
+    assert '<table class="browse">' in page
+    assert '<td class="long">899 &lt;b&gt;' in page
+    assert "more rows in the JSON report" not in page
+    plain = replace(searched(900), browse=False)
+    assert "700 more rows in the JSON report" in render_page(Report(exhibits=[plain]))
+
+
+def test_long_rows_are_cut_before_the_page_outgrows_its_budget():
+    page = render_page(Report(exhibits=[searched(2_000, length=600)]))
+    assert len(page.encode()) < 1_000_000
+    assert "more rows in the JSON report" in page
+
+
+def test_pictures_of_rows_stand_in_the_first_column():
+    png = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
+    page = render_page(Report(exhibits=[searched(3, pngs=(png, "", "no png"))]))
+    assert page.count("data:image/png;base64,") == 1
+    assert page.count("not a PNG") == 1
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 400])
+def test_rows_are_paged_filtered_and_sorted_by_keys(browser, tmp_path, width):
+    Report(exhibits=[searched(120)]).to_html(tmp_path / "rows.html")
+    scroll, client, _ = opened(browser, tmp_path / "rows.html", width)
+    assert scroll <= client
+    shown = "return [...document.querySelectorAll('tbody tr')].filter(r => !r.hidden).map("
+    shown += "r => +r.cells[0].textContent)"
+    assert browser.execute_script(shown) == list(range(25))
+    box = browser.find_element("css selector", ".scroll")
+    box.send_keys("n")
+    assert browser.execute_script(shown) == list(range(25, 50))
+    box.send_keys("p")
+    status = browser.find_element("css selector", "[role=status]")
+    assert status.text == "1 to 25 of 120"
+    row, text_, number = browser.find_elements("css selector", "thead input")
+    row.send_keys("7..9")
+    assert browser.execute_script(shown) == [7, 8, 9]
+    row.clear()
+    row.send_keys(" ")
+    number.send_keys(">=16")
+    assert status.text == "1 to 8 of 8 that match, 120 in all"
+    number.clear()
+    text_.send_keys("11")
+    assert browser.execute_script(shown) == [11, *range(110, 120)]
+    browser.find_elements("css selector", "thead th")[0].send_keys("\ue007", "\ue007")
+    assert browser.execute_script(shown)[0] == 119
+    assert browser.get_log("browser") == []
