@@ -42,8 +42,8 @@ class LabelSuspects(Measurement):
         column: where the labels stand.
         witness: "cross-validated probe" or "training run".
         rows: rows with a margin; classes: different labels among them.
-        unlearnt: classes most of whose rows are contradicted; left out of what follows.
-        contradicted: share of the rows whose label the witness does not choose.
+        unlearnt: classes most of whose rows are contradicted; left out of the sure part.
+        contradicted: share of all rows whose label the witness does not choose.
         sure: rows in the sure part; sure_contradicted: of these, how many are contradicted (by a
             class that is not much commoner than their own).
         sure_expected: as many as clean data, as hard as this, would have there.
@@ -96,10 +96,11 @@ def weigh(
     failed = np.bincount(places, weights=wrong) > 0.5 * counts
     frequency = dict(zip(classes.tolist(), counts.tolist(), strict=True))
     by_prior = np.array([frequency.get(int(r), 0) for r in rivals]) > RARER * counts[places]
+    # Of all rows: a witness that has not learnt a whole class yet is no better than that elsewhere.
+    share = float(wrong.mean()) if len(wrong) else 0.0
     kept = ~failed[places] if len(values) else np.zeros(0, dtype=bool)
     values, wrong, by_prior = values[kept], wrong[kept], by_prior[kept]
     sure = np.argsort(-np.abs(values), kind="stable")[: int(SURE * len(values))]
-    share = float(wrong.mean()) if len(wrong) else 0.0
     return LabelSuspects(
         column=column,
         witness=witness,

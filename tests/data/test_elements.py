@@ -90,3 +90,15 @@ def test_the_label_as_an_element_is_found_before_a_run(hidden, tmp_path):
     assert not recipe.report.crashed
     assert [f.subject for f in recipe.report.flat] == (["features[5]"] if hidden else [])
     assert "target-in-input" in recipe.report.ran
+
+
+def test_lists_within_lists_have_no_elements():
+    """Four answers a row, each of as many tokens as it has."""
+    rng = np.random.default_rng(0)
+    choices = [[[5] * n for n in rng.integers(1, 9, 4)] for _ in range(60)]
+    answers = datasets.Dataset.from_dict(
+        {"input_ids": choices, "labels": rng.integers(0, 4, 60).tolist()}
+    )
+    report = inspect_dataset(answers, label="labels")
+    assert report.crashed == {}
+    assert not constant(report)

@@ -76,6 +76,7 @@ def test_classes_that_are_not_learnt_and_priors_are_no_evidence():
         margins, labels, np.zeros(1000, int), np.arange(1000), column="y", witness="training run"
     )
     assert seen.unlearnt == 1
+    assert seen.contradicted == 0.1  # of all rows: this witness is as young in the other classes
     assert seen.sure_contradicted == 0
     rare = np.where(np.arange(1000) < 950, 0, 1)
     margins = np.full(1000, 3.0)
@@ -85,6 +86,21 @@ def test_classes_that_are_not_learnt_and_priors_are_no_evidence():
     margins[:20] = -5.0  # the common one, taken for the rare one: no prior explains that
     seen = weigh(margins, rare, 1 - rare, np.arange(1000), column="y", witness="training run")
     assert seen.sure_contradicted == 20
+
+
+def test_a_witness_that_has_not_learnt_a_class_yet_is_no_better_elsewhere():
+    labels = np.repeat(np.arange(10), 120)
+    margins = np.linspace(0.1, 3.0, 1200)[np.random.default_rng(0).permutation(1200)]
+    margins[labels == 8] = -1.0
+    known = np.flatnonzero(labels != 8)
+    margins[known[::10]], margins[known[5::72]] = -0.2, -2.9
+    seen = weigh(margins, labels, (labels + 1) % 10, np.arange(1200), column="y", witness="t")
+    assert (seen.unlearnt, seen.sure_contradicted) == (1, 15)
+    assert seen.contradicted == pytest.approx((120 + 108 + 15) / 1200)
+    assert not judged(seen)
+    elsewhere = (108 + 15) / 1080
+    expected = seen.sure * overlap_mistakes(elsewhere)
+    assert judged(replace(seen, contradicted=elsewhere, sure_expected=expected))
 
 
 def test_habits_of_confusion_raise_a_score():
