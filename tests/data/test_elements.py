@@ -48,6 +48,14 @@ def test_borders_and_unused_categories_are_silent(kind):
     assert not constant(inspect_dataset(data(x, y)))
 
 
+def test_the_start_token_of_every_row_is_silent():
+    rng = np.random.default_rng(0)
+    ids = rng.integers(5, 40, (300, 12))
+    ids[:, 0], ids[:, 1], ids[:, 11] = 2, 4, 3
+    rows = {"input_ids": ids.tolist(), "labels": rng.integers(0, 2, 300).tolist()}
+    assert not constant(inspect_dataset(datasets.Dataset.from_dict(rows), label="labels"))
+
+
 def test_elements_add_up():
     x, _ = vectors(rows=100)
     x[:, 4] = 2.0
