@@ -64,9 +64,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the JSON")
     options = parser.parse_args()
     from tests.gallery.healthy import HEALTHY
+    from tests.gallery.healthy_heads import HEADS
     from tests.gallery.healthy_more import MORE
+    from tests.gallery.healthy_scripts import SCRIPTS
 
-    cases = [case for case in (*HEALTHY, *MORE) if options.only in case.name]
+    everything = (*HEALTHY, *MORE, *SCRIPTS, *HEADS)
+    cases = [case for case in everything if options.only in case.name]
     figures = Figures(
         f"scripts/benchmark.py healthy --seeds {options.seeds}",
         "Healthy runs that raise an alarm",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from hf_recipe.baselines.new_tokens import mean_rows
@@ -143,9 +144,12 @@ def output_parts(model: nn.Module) -> tuple[str, list[nn.Parameter]]:
             return ", ".join(parts), list(outer.values())
         return "", []
     last = None
+    trains = [p for p in model.parameters() if p.requires_grad]
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
-        if weight is not None and weight.ndim == 2 and not isinstance(module, nn.Embedding):
+        if weight is None or weight.ndim != 2 or isinstance(module, nn.Embedding):
+            continue
+        if not _is_copy(weight, trains):
             last = (name, list(module.parameters(recurse=False)))
     shared = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     if last is None or any(id(p) in shared for p in last[1]):
@@ -172,6 +176,14 @@ def _frozen_end(
     if linear and not any(p.requires_grad for p in linear[-1][1]):
         return linear[-1]
     return name, head
+
+
+def _is_copy(parameter: nn.Parameter, trains: list[nn.Parameter]) -> bool:
+    """Whether a frozen tensor holds what one that trains holds: a slow target beside it."""
+    if parameter.requires_grad:
+        return False
+    alike = [p for p in trains if p.shape == parameter.shape and p.device == parameter.device]
+    return any(torch.equal(p.detach(), parameter.detach()) for p in alike)
 
 
 def _active_adapters(model: nn.Module, named: dict[str, nn.Parameter]) -> list[str]:

@@ -152,7 +152,7 @@ def too_small(
             evidence={**evidence, "expected": f">= {one_step:.0e}"},
         )
     elif samples.adam:
-        yield from _ruled_by_epsilon(fine, of_rate, chosen[-1].step)
+        yield from _ruled_by_epsilon(fine, samples.epsilon, of_rate, chosen[-1].step)
 
 
 def _no_step(samples: LayerSamples, kept: float, needed: int) -> Fault | None:
@@ -229,15 +229,24 @@ def _rate_of_zero(sample: LayerSample) -> Iterator[Fault]:
         )
 
 
-def _ruled_by_epsilon(fine: list[list[LayerNumbers]], of_rate: float, step: int) -> Iterator[Fault]:
-    shares = []
+def _ruled_by_epsilon(
+    fine: list[list[LayerNumbers]], epsilon: float, of_rate: float, step: int
+) -> Iterator[Fault]:
+    """Steps under an eps above the gradients.
+
+    Gradients that have shrunk within Adam's memory give small steps too: that run is done.
+    """
+    shares, sizes = [], []
     for layers in fine:
-        rms = [x.update / x.rate for x in layers if x.reached]
+        reached = [x for x in layers if x.reached]
+        rms, gradients = [x.update / x.rate for x in reached], [x.gradient for x in reached]
         shares.append(sorted(rms)[len(rms) * 3 // 4])
-    if max(shares) < of_rate:
+        sizes.append(sorted(gradients)[len(gradients) * 3 // 4])
+    if max(shares) < of_rate and max(sizes) < epsilon:
         yield Fault(
             f"Adam's step is {shares[-1]:.1e} of its learning rate in three of four tensors; "
-            "it should be about 0.2 to 1: its eps is far above the gradients",
+            f"it should be about 0.2 to 1: its eps of {epsilon:.1g} is far above the gradients, "
+            f"{sizes[-1]:.1g} a number",
             evidence={"seen": f"{shares[-1]:.1e}", "expected": f">= {of_rate}", "step": step},
             fix="TrainingArguments(..., adam_epsilon=1e-8)",
         )

@@ -31,6 +31,7 @@ from hf_recipe.instruments.distributed import from_all_ranks, rank, world_size
 from hf_recipe.instruments.subject import Subject
 
 BACKGROUND = 0.01  # share of the other elements' cells from which a number is the background
+TOKENS = ("_ids", "_mask")  # names of columns that run along tokens end so
 
 
 def summarise(source: Source) -> dict[str, Summary]:
@@ -76,13 +77,14 @@ def columns_of(
 def _still(source: Source, summary: Summary, name: str) -> dict[str, Any]:
     """Places of a vector that never vary, unlike a border pixel or an unused category.
 
-    Those hold the background's number, which stands in the other places too.
+    Those hold the background's number, which stands in the other places too. A place among
+    tokens is no feature: every sequence begins with the same token, and templates repeat.
     """
     places = summary.still
     if summary.kind != "numbers" or summary.element_low is None:
         return {}
     width = len(summary.element_low)
-    if not 0 < len(places) < width or source.varies:
+    if not 0 < len(places) < width or source.varies or name.endswith(TOKENS):
         return {"elements": width}
     some = flat_array(next(source.chunks([name])).column(name))
     values, offsets = list_parts(some.drop_null())

@@ -170,7 +170,13 @@ def _hashed(cells: list[Any]) -> Any:
 
 
 def _flat(cell: Any) -> list[Any]:
-    return [] if cell is None else np.asarray(cell).reshape(-1).tolist()
+    """A cell's numbers in a row; lists within lists may be of any length, as answers are."""
+    if cell is None:
+        return []
+    if isinstance(cell, list) and any(isinstance(part, list) for part in cell):
+        return [number for part in cell for number in _flat(part)]
+    found: list[Any] = np.asarray(cell).reshape(-1).tolist()
+    return found
 
 
 def _dense(cells: list[Any], sample: Any) -> Matrix | None:

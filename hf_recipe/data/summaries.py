@@ -151,10 +151,11 @@ class Summary:
                 self._broken(rows, broken)
 
     def _elements(self, flat: Floats, lengths: Integers) -> None:
-        """The extremes of each place."""
+        """The extremes of each place; lists within lists have none that rows share."""
         width = int(lengths[0])
         known = width if self.element_low is None else len(self.element_low)
-        self.even = self.even and 0 < width == known <= WIDEST and bool((lengths == width).all())
+        self.even = self.even and 0 < width == known <= WIDEST and len(flat) == width * len(lengths)
+        self.even = self.even and bool((lengths == width).all())
         if not self.even:
             self.element_low = self.element_high = None
             return

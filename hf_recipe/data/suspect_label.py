@@ -31,6 +31,7 @@ Integers = npt.NDArray[np.int64]
 
 SURE = 0.2  # share of the rows, those with the largest margins either way
 LISTED = 4_096  # suspects kept in a report
+PAIRS = 64  # of confused classes whose counts are kept
 RARER = 3.0  # a class so much commoner than the label's contradicts it by its prior alone
 
 
@@ -42,12 +43,12 @@ class LabelSuspects(Measurement):
         column: where the labels stand.
         witness: "cross-validated probe" or "training run".
         rows: rows with a margin; classes: different labels among them.
-        unlearnt: classes most of whose rows are contradicted; left out of what follows.
-        contradicted: share of the rows whose label the witness does not choose.
+        unlearnt: classes most of whose rows are contradicted; left out of the sure part.
+        contradicted: share of all rows whose label the witness does not choose.
         sure: rows in the sure part; sure_contradicted: of these, how many are contradicted (by a
             class that is not much commoner than their own).
-        sure_spread: of those, at most two for each pair of label and chosen class: what a witness
-            gets wrong as a whole falls on few pairs, wrong labels on many.
+        sure_pairs: of those, how many fall on each pair of label and chosen class, most first:
+            what a witness gets wrong as a whole falls on few pairs, wrong labels on many.
         sure_expected: as many as clean data, as hard as this, would have there.
         rate: estimated share of wrong labels.
         suspects: contradicted rows in all.
@@ -66,7 +67,7 @@ class LabelSuspects(Measurement):
     sure_expected: float
     rate: float
     suspects: int
-    sure_spread: int | None = None
+    sure_pairs: tuple[int, ...] = ()
     worst: tuple[int, ...] = private(default=())
     note: str = ""
 
@@ -99,11 +100,12 @@ def weigh(
     failed = np.bincount(places, weights=wrong) > 0.5 * counts
     frequency = dict(zip(classes.tolist(), counts.tolist(), strict=True))
     by_prior = np.array([frequency.get(int(r), 0) for r in rivals]) > RARER * counts[places]
+    # Of all rows: a witness that has not learnt a whole class yet is no better than that elsewhere.
+    share = float(wrong.mean()) if len(wrong) else 0.0
     kept = ~failed[places] if len(values) else np.zeros(0, dtype=bool)
     pairs = given * (int(rivals.max(initial=0)) + 1) + rivals
     values, wrong, by_prior, pairs = values[kept], wrong[kept], by_prior[kept], pairs[kept]
     sure = np.argsort(-np.abs(values), kind="stable")[: int(SURE * len(values))]
-    share = float(wrong.mean()) if len(wrong) else 0.0
     against = pairs[sure][(wrong & ~by_prior)[sure]]
     return LabelSuspects(
         column=column,
@@ -114,7 +116,7 @@ def weigh(
         contradicted=share,
         sure=len(sure),
         sure_contradicted=len(against),
-        sure_spread=int(np.minimum(np.unique(against, return_counts=True)[1], 2).sum()),
+        sure_pairs=tuple(sorted(np.unique(against, return_counts=True)[1].tolist())[::-1][:PAIRS]),
         sure_expected=len(sure) * overlap_mistakes(share),
         rate=estimated_rate(values),
         suspects=len(ranked),
@@ -187,7 +189,9 @@ def suspect_label(
     floor: Annotated[
         float, "of the sure rows; clean imbalanced tables measured up to 1.3 %"
     ] = 0.02,
-    several: Annotated[int, "classes from which pairs of them tell mistakes from wrong labels"] = 4,
+    several: Annotated[
+        int, "classes from which pairs of them tell mistakes from wrong labels, and such pairs"
+    ] = 4,
     narrow: Annotated[
         float, "times the bound where few pairs hold them all; clean digits measured up to 1.1"
     ] = 3.0,
@@ -201,8 +205,8 @@ def suspect_label(
     expected = seen.sure_expected
     bound = excess * expected + deviations * expected**0.5 + max(5.0, floor * seen.sure)
     spread = seen.sure_contradicted
-    if seen.classes >= several and seen.sure_spread is not None:
-        spread = seen.sure_spread
+    if seen.classes >= several and seen.sure_pairs:
+        spread = sum(min(count, max(2.0, bound / several)) for count in seen.sure_pairs)
     if not spread > bound and not seen.sure_contradicted > narrow * bound:
         return
     where = "out of sample" if seen.witness != "training run" else "before rows are learnt by heart"

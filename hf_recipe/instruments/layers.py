@@ -95,13 +95,21 @@ class LayerSamples(Measurement):
         first_loss: of the run.
         planned: optimizer steps of the whole run; 0 where unknown.
         adam: whether the optimizer is of Adam's kind: its update is about the rate in size.
+        epsilon: what it adds to a gradient's size; 0 where it has none.
         samples: in order.
     """
 
     first_loss: float
     planned: int
     adam: bool
+    epsilon: float
     samples: tuple[LayerSample, ...]
+
+
+def epsilon_of(optimizer: Any) -> float:
+    """What an optimizer that divides by the gradient's size adds to it; 0 where it has none."""
+    found = optimizer.param_groups[0].get("eps", 0.0)
+    return float(found) if isinstance(found, (int, float)) else 0.0
 
 
 @dataclass

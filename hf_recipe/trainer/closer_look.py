@@ -30,6 +30,7 @@ from hf_recipe.instruments.distributed import from_rank_0, world_size
 from hf_recipe.instruments.layers import (
     LayerSamples,
     LayerWatch,
+    epsilon_of,
     is_sharded,
     looks_after,
     looks_at,
@@ -304,6 +305,7 @@ class CloserLook:
             first_loss=losses[0] if losses else math.nan,
             planned=self.planned,
             adam="adam" in type(inner).__name__.lower(),
+            epsilon=epsilon_of(inner),
             samples=tuple(self._layers.samples),
         )
         self.examiner.judge(from_rank_0(samples), "run", step=self._step)

@@ -17,6 +17,7 @@ from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.batches import rows_of_dataloader, rows_of_trainer
 from hf_recipe.instruments.distributed import rank
 from hf_recipe.instruments.held import held_generators, held_objects, kept
+from hf_recipe.instruments.layers import epsilon_of
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.subject import Plan, Subject, trainer_loss
 from hf_recipe.trainer.progress import shown
@@ -154,13 +155,12 @@ def with_update(subject: Subject) -> Plan | None:
     if plan is None or optimizer is None:
         return plan
     optimizer = getattr(optimizer, "optimizer", optimizer)  # AcceleratedOptimizer
-    epsilon = optimizer.param_groups[0].get("eps", 0.0)
     return replace(
         plan,
         max_grad_norm=float(subject.args.max_grad_norm or 0.0),
         parameters=sum(p.numel() for p in subject.model.parameters() if p.requires_grad),
         scale_free="sgd" not in type(optimizer).__name__.lower(),
-        epsilon=float(epsilon) if isinstance(epsilon, (int, float)) else 0.0,
+        epsilon=epsilon_of(optimizer),
     )
 
 

@@ -6,7 +6,13 @@ from torch import nn
 
 from hf_recipe.baselines.augmentation import Redrawn, augmentation_on
 from hf_recipe.baselines.evaluation_memory import GatheredBytes, eval_memory
-from hf_recipe.baselines.frozen import Stack, TrainableParts, frozen_by_accident, head_frozen
+from hf_recipe.baselines.frozen import (
+    Stack,
+    TrainableParts,
+    frozen_by_accident,
+    head_frozen,
+    output_parts,
+)
 from hf_recipe.baselines.initialisation import (
     SeededDraw,
     UnitSymmetry,
@@ -217,3 +223,11 @@ def test_rows_at_the_mean_are_new():
     assert mean_rows(table) == 60
     added = table.mean(0) + 1e-4 * torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
     assert mean_rows(torch.cat([table, added])) == 60
+
+
+def test_a_frozen_copy_is_no_head():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2), nn.Linear(8, 8))
+    model[2].requires_grad_(False)
+    assert output_parts(model)[0] == "2"
+    model[2].load_state_dict(model[0].state_dict())
+    assert output_parts(model)[0] == "1"

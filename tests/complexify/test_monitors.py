@@ -113,9 +113,9 @@ def layer(name="w", **changes):
     return LayerNumbers(name=name, **{**usual, **changes})
 
 
-def samples(*layers, loss=1.0, first=2.0, planned=1000, adam=True, norm=1.0):
+def samples(*layers, loss=1.0, first=2.0, planned=1000, adam=True, norm=1.0, eps=1e-8):
     taken = tuple(LayerSample(step, loss, norm, layers) for step in (10, 20))
-    return LayerSamples(first, planned, adam, taken)
+    return LayerSamples(first, planned, adam, eps, taken)
 
 
 def test_depth():
@@ -161,8 +161,10 @@ def test_too_small():
     cold = layer(rate=1e-9, peak=1e-9, update=1e-9)
     assert names(UPDATE_TOO_SMALL, samples(cold)) == ["warning"]
     assert names(UPDATE_TOO_SMALL, samples(layer(update=0.0))) == ["warning"]
-    assert names(UPDATE_TOO_SMALL, samples(layer(update=2e-6))) == ["warning"]  # eps
-    assert names(UPDATE_TOO_SMALL, samples(layer(update=2e-6), adam=False)) == []
+    assert names(UPDATE_TOO_SMALL, samples(layer(update=2e-6), eps=1.0)) == ["warning"]
+    assert names(UPDATE_TOO_SMALL, samples(layer(update=2e-6), eps=1.0, adam=False)) == []
+    done = layer(update=2e-6, gradient=1e-6)  # learnt by heart; Adam remembers larger gradients
+    assert names(UPDATE_TOO_SMALL, samples(done)) == []
     end = layer(rate=1e-6, update=5e-7)  # the end of a schedule
     assert names(UPDATE_TOO_SMALL, samples(end)) == []
     head = layer("head", rate=0.0, peak=0.0, update=0.0)

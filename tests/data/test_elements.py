@@ -48,6 +48,14 @@ def test_borders_and_unused_categories_are_silent(kind):
     assert not constant(inspect_dataset(data(x, y)))
 
 
+def test_the_start_token_of_every_row_is_silent():
+    rng = np.random.default_rng(0)
+    ids = rng.integers(5, 40, (300, 12))
+    ids[:, 0], ids[:, 1], ids[:, 11] = 2, 4, 3
+    rows = {"input_ids": ids.tolist(), "labels": rng.integers(0, 2, 300).tolist()}
+    assert not constant(inspect_dataset(datasets.Dataset.from_dict(rows), label="labels"))
+
+
 def test_elements_add_up():
     x, _ = vectors(rows=100)
     x[:, 4] = 2.0
@@ -90,3 +98,15 @@ def test_the_label_as_an_element_is_found_before_a_run(hidden, tmp_path):
     assert not recipe.report.crashed
     assert [f.subject for f in recipe.report.flat] == (["features[5]"] if hidden else [])
     assert "target-in-input" in recipe.report.ran
+
+
+def test_lists_within_lists_have_no_elements():
+    """Four answers a row, each of as many tokens as it has."""
+    rng = np.random.default_rng(0)
+    choices = [[[5] * n for n in rng.integers(1, 9, 4)] for _ in range(60)]
+    answers = datasets.Dataset.from_dict(
+        {"input_ids": choices, "labels": rng.integers(0, 4, 60).tolist()}
+    )
+    report = inspect_dataset(answers, label="labels")
+    assert report.crashed == {}
+    assert not constant(report)

@@ -50,11 +50,16 @@ def test_the_verdict_on_literal_numbers():
     assert not judged(replace(NOISY, sure_contradicted=8, contradicted=0.146, sure_expected=2.8))
     assert not judged(replace(NOISY, contradicted=0.45, sure_expected=90.0))
     assert not judged(replace(NOISY, rows=100))
-    few = replace(NOISY, sure=62, sure_contradicted=11, sure_expected=0.7, sure_spread=7)
+    few = replace(
+        NOISY, sure=62, sure_contradicted=11, sure_expected=0.7, sure_pairs=(5, 2, 2, 1, 1)
+    )
     assert not judged(few)  # 9 for 1, and 1 for 2: clean digits, early
-    assert judged(replace(few, sure_spread=11))  # as many pairs as rows
+    assert judged(replace(few, sure_pairs=(1,) * 11))  # as many pairs as rows
     assert judged(replace(few, classes=3))  # three classes have no pairs to tell by
-    assert judged(replace(NOISY, sure_spread=12))  # two classes for each other, by far
+    assert judged(replace(NOISY, sure_pairs=(53, 52)))  # two classes for each other, by far
+    many = replace(NOISY, rows=50_000, sure=10_000, sure_contradicted=500)
+    assert judged(replace(many, sure_pairs=(50,) * 10))  # each class for its neighbour
+    assert not judged(replace(many, sure_pairs=(450, 50)))
     assert not judged(replace(NOISY, contradicted=float("nan")))
     assert judged(replace(NOISY, rate=0.37))[0].severity == "note"
     again = LabelSuspects.from_values(NOISY.values())
@@ -81,6 +86,7 @@ def test_classes_that_are_not_learnt_and_priors_are_no_evidence():
         margins, labels, np.zeros(1000, int), np.arange(1000), column="y", witness="training run"
     )
     assert seen.unlearnt == 1
+    assert seen.contradicted == 0.1  # of all rows: this witness is as young in the other classes
     assert seen.sure_contradicted == 0
     rare = np.where(np.arange(1000) < 950, 0, 1)
     margins = np.full(1000, 3.0)
@@ -90,6 +96,21 @@ def test_classes_that_are_not_learnt_and_priors_are_no_evidence():
     margins[:20] = -5.0  # the common one, taken for the rare one: no prior explains that
     seen = weigh(margins, rare, 1 - rare, np.arange(1000), column="y", witness="training run")
     assert seen.sure_contradicted == 20
+
+
+def test_a_witness_that_has_not_learnt_a_class_yet_is_no_better_elsewhere():
+    labels = np.repeat(np.arange(10), 120)
+    margins = np.linspace(0.1, 3.0, 1200)[np.random.default_rng(0).permutation(1200)]
+    margins[labels == 8] = -1.0
+    known = np.flatnonzero(labels != 8)
+    margins[known[::10]], margins[known[5::72]] = -0.2, -2.9
+    seen = weigh(margins, labels, (labels + 1) % 10, np.arange(1200), column="y", witness="t")
+    assert (seen.unlearnt, seen.sure_contradicted) == (1, 15)
+    assert seen.contradicted == pytest.approx((120 + 108 + 15) / 1200)
+    assert not judged(seen)
+    elsewhere = (108 + 15) / 1080
+    expected = seen.sure * overlap_mistakes(elsewhere)
+    assert judged(replace(seen, contradicted=elsewhere, sure_expected=expected))
 
 
 def test_habits_of_confusion_raise_a_score():

@@ -7,7 +7,9 @@ import pytest
 
 from tests.gallery.harness import alarms, everything, run
 from tests.gallery.healthy import HEALTHY
+from tests.gallery.healthy_heads import HEADS
 from tests.gallery.healthy_more import MORE
+from tests.gallery.healthy_scripts import SCRIPTS
 from tests.processes import torchrun
 
 
@@ -28,6 +30,17 @@ def test_a_healthy_run_is_quiet(case, tmp_path):
 def test_so_it_is_by_one_line_alone(case, tmp_path):
     """The probes then run at train begin, on the prepared model."""
     quiet(case, tmp_path, preflight=False)
+
+
+SAMPLED = ("variational", "slow target", "sharpness-aware", "averaged evaluation",
+           "rare class drawn often", "multiple choice", "CTC")  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [c for c in (*SCRIPTS, *HEADS) if c.name in SAMPLED], ids=str)
+def test_so_are_scripts_of_strangers(case, tmp_path):
+    """A few of them; the benchmark runs them all, over seeds, and compares with bare runs."""
+    quiet(case, tmp_path)
 
 
 @pytest.mark.slow
