@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from hf_recipe.baselines.start import is_loaded
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.exhibit import Table
 from hf_recipe.core.finding import Fault
@@ -33,8 +34,7 @@ class TeacherGain(Measurement):
         standard_error: of the gain, over rows.
         rows: labelled rows.
         split: where they came from.
-        lead: how far the teacher's accuracy lies above that of the most common label, in standard
-            errors of the latter; None: the labels are no classes.
+        loaded: whether the student came out of a checkpoint, and may know something itself.
     """
 
     teacher_error: float
@@ -43,7 +43,7 @@ class TeacherGain(Measurement):
     standard_error: float
     rows: int
     split: str
-    lead: float | None = None
+    loaded: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,17 +116,7 @@ def measure_gain(subject: Subject) -> Iterator[TeacherGain]:
     theirs, ours, gain, error, rows = _paired(asked.student, asked.teacher)
     if rows < 2:
         raise Skip(f"the {split} rows carry no labels to compare teacher and student by")
-    yield TeacherGain(theirs, ours, gain, error, rows, split, lead_of(asked.teacher))
-
-
-def lead_of(teacher: Answers) -> float | None:
-    """The `lead` of a `TeacherGain`."""
-    if not teacher.labels:
-        return None
-    hits, counts = torch.cat(teacher.hits), torch.bincount(torch.cat(teacher.labels).flatten())
-    most = float(counts.max()) / max(len(hits), 1)
-    error: float = (most * (1 - most) / max(len(hits), 1)) ** 0.5
-    return (float(hits.mean()) - most) / max(error, 1e-9)
+    yield TeacherGain(theirs, ours, gain, error, rows, split, is_loaded(subject))
 
 
 def fidelity(trainer: Any, split: str = "validation", rows: int = 2048) -> tuple[Fidelity, Table]:
@@ -230,13 +220,12 @@ def judge_gain(
 ) -> Iterator[Fault]:
     """A teacher that is not better than the student before its training.
 
-    A teacher that knows something (more than the most common label) and may be better by what
-    `worth` says, within two standard errors, is undecided on so few rows.
+    Against a student out of a checkpoint, a teacher that may be better by what `worth` says,
+    within two standard errors, is undecided on so few rows.
     """
     if gain.rows < least_rows or gain.gain > sigmas * gain.standard_error:
         return
-    open_ = gain.gain + 2 * gain.standard_error > worth * gain.student_error
-    if open_ and gain.lead is not None and gain.lead > 2:
+    if gain.loaded and gain.gain + 2 * gain.standard_error > worth * gain.student_error:
         return
     yield Fault(
         f"before training the student errs by {gain.student_error:.3f} and its teacher by "

@@ -74,12 +74,11 @@ def test_one_tokenizer_for_both_unless_the_sizes_are_padding():
 
 
 def test_a_student_that_knows_as_much_is_undecided_on_a_few_rows():
-    def told(gain, error, lead, rows=32):
-        measured = TeacherGain(0.3, 0.3 + gain, gain, error, rows, "validation", lead)
+    def told(gain, error, loaded, rows=32):
+        measured = TeacherGain(0.3, 0.3 + gain, gain, error, rows, "validation", loaded)
         return bool(list(judge_gain(measured)))
 
-    assert not told(0.02, 0.03, lead=9.0)  # may be worth a fifth of the errors
-    assert told(0.0, 0.005, lead=9.0)  # is worth a thirtieth at most
-    assert told(0.02, 0.03, lead=0.5)  # knows no more than the most common label
-    assert told(0.02, 0.03, lead=None)
-    assert not told(0.2, 0.03, lead=9.0)
+    assert not told(0.02, 0.03, loaded=True)  # may be worth a fifth of the errors
+    assert told(0.0, 0.005, loaded=True)  # is worth a thirtieth at most
+    assert told(0.02, 0.03, loaded=False)  # no better than what was drawn at random
+    assert not told(0.2, 0.03, loaded=False)
