@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hf_recipe.instruments.compare import Gain, paired_gain, seed_spread
+from hf_recipe.instruments.compare import Gain, paired_gain, residual_spread
 from hf_recipe.tune.adoption import TOP, Contest, rerun
 from hf_recipe.tune.analysis import analyse
 from hf_recipe.tune.space import quasi_random
@@ -154,7 +154,7 @@ def adopted_by_luck(studies: int, seeds: int, gain: float = 0.0) -> float:
     """Share of searches whose top 3, run again in pairs with what stands, end in an adoption.
 
     As the main job does it: losses of 360 rows, of which some are hard for whoever is asked; the
-    seeds' variance is pooled over the comparisons of the job so far, six here.
+    seeds' variance is pooled over the trainings of the job so far, seven here.
 
     Args:
         gain: what one of the three gains in truth, as a share of the loss; 0: all are alike.
@@ -172,8 +172,8 @@ def _adopts(draw: np.random.Generator, hard: np.ndarray, seeds: int, gain: float
         level = (1 - share) * (1 + 0.1 * draw.normal())
         return hard * level + 0.1 * draw.normal(size=len(hard))
 
-    pool = [np.array([run() - run() for _ in range(seeds)]) for _ in range(6)]
-    standing = np.array([run() for _ in range(seeds)])
+    trained = [np.array([run() for _ in range(seeds)]) for _ in range(7)]
+    standing = trained[-1]
     rules, found = Contest(TOP, seeds), False
     for rival in range(TOP):
         losses: list[np.ndarray] = []
@@ -183,8 +183,8 @@ def _adopts(draw: np.random.Generator, hard: np.ndarray, seeds: int, gain: float
             return float(losses[-1].mean())
 
         def measured(losses=losses) -> Gain:
-            pool.append(standing - np.array(losses))
-            spread = seed_spread(pool)
+            trained.append(np.array(losses))
+            spread = residual_spread(trained)
             return paired_gain(standing, losses, level=rules.level, seed_variance=spread)
 
         found |= rerun(rules, standing.mean(1).tolist(), train, measured).adopted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import Any
 
@@ -25,8 +26,9 @@ def modules_by_name(trainer: Any) -> dict[str, list[nn.Module]]:
     losses = (getattr(type(trainer), "compute_loss", None), vars(trainer).get("compute_loss_func"))
     for value in losses:
         if inspect.isfunction(value):
-            around = inspect.getclosurevars(value)
-            _collect(found, {**around.globals, **around.nonlocals})
+            with contextlib.suppress(ValueError):  # a name around it that was deleted since
+                around = inspect.getclosurevars(value)
+                _collect(found, {**around.globals, **around.nonlocals})
     _collect(found, vars(trainer))
     return found
 

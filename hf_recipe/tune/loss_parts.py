@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 CLOSE = 1e-2  # of a sum of probabilities in half precision
+MOST = 2**20  # numbers that are looked at
 
 
 class LossParts(TorchFunctionMode):
@@ -74,8 +75,9 @@ class LossParts(TorchFunctionMode):
             self.averaged = max(self.averaged, input.shape[-1])
         if reduction == "batchmean":
             self._divergences.append((input.detach(), result))
-        given = {"input": input.exp(), "target": target.exp() if log_target else target}
-        wrong = [name for name, values in given.items() if not _sums_to_one(values.detach())]
+        log_q, p = _few(input.detach()), _few(target.detach())
+        given = {"input": log_q.exp(), "target": p.exp() if log_target else p}
+        wrong = [name for name, values in given.items() if not _sums_to_one(values)]
         self.misgiven = self.misgiven or next(iter(wrong), "")
 
     def weights(self, loss: Tensor) -> dict[str, float]:
@@ -101,12 +103,17 @@ def softened_by(logits: Tensor, log_q: Tensor) -> float | None:
     classes = logits.shape[-1]
     if log_q.shape[-1] != classes or log_q.numel() != logits.numel():
         return None
-    z, q = (x.double().reshape(-1, classes) for x in (logits, log_q))
+    z, q = (_few(x.reshape(-1, classes)).double() for x in (logits, log_q))
     z, q = (x - x.mean(-1, keepdim=True) for x in (z, q))
     scale = float((q * q).sum())
     temperature = float((z * q).sum()) / scale if scale > 0 else 0.0
     apart = (z - temperature * q).abs().max()
     return temperature if temperature > 0 and bool(apart <= CLOSE * z.abs().max()) else None
+
+
+def _few(values: Tensor) -> Tensor:
+    """The first rows of a tensor, so many as are looked at without a burden."""
+    return values[: max(1, MOST * len(values) // max(values.numel(), 1))]
 
 
 def _sums_to_one(values: Tensor) -> bool:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from hf_recipe.baselines.start import is_loaded
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.exhibit import Table
 from hf_recipe.core.finding import Fault
@@ -34,6 +35,7 @@ class TeacherGain(Measurement):
         rows: labelled rows.
         split: where they came from.
         blind_error: that of always answering the commonest label; None: the labels are no classes.
+        loaded: whether the student came out of a checkpoint, and may know something itself.
     """
 
     teacher_error: float
@@ -43,15 +45,15 @@ class TeacherGain(Measurement):
     rows: int
     split: str
     blind_error: float | None = None
+    loaded: bool = False
 
     @property
-    def lead(self) -> float | None:
-        """How far the teacher lies below the blind error, in standard errors of the latter."""
+    def blind(self) -> bool:
+        """Whether the teacher is within two standard errors of what one answer for all gives."""
         if self.blind_error is None:
-            return None
-        blind = self.blind_error
-        noise: float = (blind * (1 - blind) / max(self.rows, 1)) ** 0.5
-        return (blind - self.teacher_error) / max(noise, 1e-9)
+            return False
+        noise: float = (self.blind_error * (1 - self.blind_error) / max(self.rows, 1)) ** 0.5
+        return self.teacher_error > self.blind_error - 2 * noise
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ def measure_gain(subject: Subject) -> Iterator[TeacherGain]:
     theirs, ours, gain, error, rows = _paired(asked.student, asked.teacher)
     if rows < 2:
         raise Skip(f"the {split} rows carry no labels to compare teacher and student by")
-    yield TeacherGain(theirs, ours, gain, error, rows, split, blind_error_of(asked.teacher))
+    blind = blind_error_of(asked.teacher)
+    yield TeacherGain(theirs, ours, gain, error, rows, split, blind, is_loaded(subject))
 
 
 def blind_error_of(answers: Answers) -> float | None:
@@ -237,15 +240,14 @@ def judge_gain(
 ) -> Iterator[Fault]:
     """A teacher that is not better than the untrained student, or than one answer for all.
 
-    A teacher that knows something and may be better by what `worth` says, within two standard
-    errors, is undecided on so few rows. Where one label is nearly all, accuracy is no mark.
+    Where one label is nearly all, accuracy is no mark. Against a student out of a checkpoint, a
+    teacher that may be better by what `worth` says, within two standard errors, is undecided on so
+    few rows.
     """
-    marked = gain.blind_error is not None and gain.blind_error >= even
-    blind = marked and gain.lead is not None and gain.lead < 2
-    if gain.rows < least_rows or (not blind and gain.gain > sigmas * gain.standard_error):
-        return
-    open_ = gain.gain + 2 * gain.standard_error > worth * gain.student_error
-    if open_ and gain.lead is not None and gain.lead > 2:
+    blind = gain.blind and gain.blind_error is not None and gain.blind_error >= even
+    better = gain.gain > sigmas * gain.standard_error
+    open_ = gain.loaded and gain.gain + 2 * gain.standard_error > worth * gain.student_error
+    if gain.rows < least_rows or (not blind and (better or open_)):
         return
     yield Fault(
         f"before training the student errs by {gain.student_error:.3f} and its teacher by "

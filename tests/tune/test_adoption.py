@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hf_recipe.instruments.compare import Gain, paired_gain, seed_spread
+from hf_recipe.instruments.compare import Gain, paired_gain, residual_spread
 from hf_recipe.tune.adoption import FALSE_ADOPTIONS, Contest, rerun
 
 CLEAR, UNSURE = Gain(0.02, 0.01, 0.03, 2), Gain(0.02, -0.01, 0.05, 2)
@@ -67,8 +67,8 @@ def null_search(draw, seeds=2, rivals=3, rows=300):
     def run():
         return hard * (1 + 0.1 * draw.normal()) + 0.1 * draw.normal(size=rows)
 
-    earlier = [np.array([run() - run() for _ in range(seeds)]) for _ in range(6)]
-    standing = np.array([run() for _ in range(seeds)])
+    trained = [np.array([run() for _ in range(seeds)]) for _ in range(7)]
+    standing = trained[-1]
     rules, adopted = Contest(rivals, seeds), False
     for _ in range(rivals):
         losses = []
@@ -78,8 +78,8 @@ def null_search(draw, seeds=2, rivals=3, rows=300):
             return float(losses[-1].mean())
 
         def gain(losses=losses):
-            earlier.append(standing - np.array(losses))
-            spread = seed_spread(earlier)
+            trained.append(np.array(losses))
+            spread = residual_spread(trained)
             return paired_gain(standing, losses, level=rules.level, seed_variance=spread)
 
         adopted |= rerun(rules, standing.mean(1).tolist(), train, gain).adopted

@@ -74,12 +74,12 @@ def test_one_tokenizer_for_both_unless_the_sizes_are_padding():
 
 
 def test_a_student_that_knows_as_much_is_undecided_on_a_few_rows():
-    def told(gain, error, blind, rows=32):
-        measured = TeacherGain(0.3, 0.3 + gain, gain, error, rows, "validation", blind)
+    def told(gain, error, blind=0.9, loaded=True, rows=32):
+        measured = TeacherGain(0.3, 0.3 + gain, gain, error, rows, "validation", blind, loaded)
         return bool(list(judge_gain(measured)))
 
-    assert not told(0.02, 0.03, blind=0.9)  # may be worth a fifth of the errors
-    assert told(0.0, 0.005, blind=0.9)  # is worth a thirtieth at most
-    assert told(0.02, 0.03, blind=0.34)  # knows no more than the most common label
-    assert told(0.02, 0.03, blind=None)
-    assert not told(0.2, 0.03, blind=0.9)
+    assert not told(0.02, 0.03)  # may be worth a fifth of the errors
+    assert told(0.0, 0.005)  # is worth a thirtieth at most
+    assert told(0.02, 0.03, loaded=False)  # no better than what was drawn at random
+    assert not told(0.2, 0.03, loaded=False)
+    assert told(0.2, 0.03, blind=0.34)  # better than a student that is worse than blind
