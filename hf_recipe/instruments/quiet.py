@@ -5,14 +5,16 @@ state of Python, numpy, torch on the CPU and on every accelerator; the mode of e
 buffer's value (BatchNorm's statistics); which parameters ask for gradients; the gradients
 themselves, as references, so that the guard also works in the middle of an accumulation;
 Accelerate's GradientState; hooks; and the plain Python attributes of modules and of the Trainer
-(step counters, metrics). Objects of other kinds that a forward pass changes are not known of.
+(step counters, metrics). Compiled models run as they were written, so that a probe's shapes do not
+fill the compiler's cache. Objects of other kinds that a forward pass changes are not known of.
 """
 
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -50,7 +52,7 @@ def quiet(*models: nn.Module | None, trainer: Any = None) -> Iterator[None]:
     for parameter, _, _ in gradients:
         parameter.grad = None
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), _as_written():
             yield
     finally:
         torch.set_grad_enabled(grad_enabled)
@@ -88,6 +90,13 @@ def _with_parts(roots: list[nn.Module]) -> list[nn.Module]:
             found[id(module)] = module
             queue += module._modules.values()
     return list(found.values())
+
+
+def _as_written() -> AbstractContextManager[Any]:
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def save_random_state() -> dict[str, Any]:

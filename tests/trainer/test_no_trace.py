@@ -212,3 +212,15 @@ def test_the_guard_restores_after_an_exception():
         probe()
     assert not model.training
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_probe_compiles_nothing():
+    """Its shapes would fill the compiler's cache, and the run would go on uncompiled."""
+    model = torch.compile(torch.nn.Linear(3, 2), backend="eager")
+    torch._dynamo.utils.counters.clear()
+    with quiet(model):
+        for rows in range(1, 5):
+            model(torch.ones(rows, 3))
+    assert not torch._dynamo.utils.counters["frames"]
+    model(torch.ones(2, 3))
+    assert torch._dynamo.utils.counters["frames"]["ok"] == 1
