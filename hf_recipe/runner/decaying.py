@@ -57,7 +57,9 @@ def tune_decay(journey: Journey, standing: list[Outcome]) -> list[Outcome]:
     # A constant rate's last weights hold the noise of its last steps, which any decay takes away:
     # what is left in doubt is the decay's to profit by.
     better = gain.verdict is not False and gain.mean > 0
-    rungs = [Rung("a constant rate", validation_loss(standing), standing[0].metric, kept=True)]
+    rungs = [
+        Rung("a constant rate", validation_loss(standing), metric=standing[0].metric, kept=True)
+    ]
     rungs += [Rung(name, loss, note="one seed") for name, loss in finite.items() if name != best]
     rungs.append(
         Rung(
