@@ -86,7 +86,8 @@ def _ask(subject: Subject, teachers: list[nn.Module], split: str, rows: int) -> 
         ours = _logits(subject.model, task, inputs)
         between = time.perf_counter()
         each = [_logits(t.eval(), task, inputs) for t in teachers]
-        theirs = heads.merged(task.kind, each, vars(subject.trainer).get("teacher_weights"))
+        weights = getattr(subject.trainer, "teacher_weights", None)
+        theirs = heads.merged(task.kind, each, weights)
         student.seconds += between - started
         teacher.seconds += time.perf_counter() - between
         _answer(task, ours, inputs, student)

@@ -60,14 +60,17 @@ class TeacherSpace(Measurement):
 
 def compare_spaces(subject: Subject) -> Iterator[TeacherSpace]:
     """Compare the label spaces, vocabularies and tokenizers of the student and each teacher."""
-    trainer, student = subject.trainer, subject.model
+    teachers, student = teachers_of(subject), subject.model
     try:
         batch = subject.batch(size=2).inputs
     except Skip:  # a stream: the classes and configs tell nearly as much
         batch = {}
-    known = (subject.processing_class, vars(trainer).get("teacher_processing_class"))
+    known = (
+        subject.processing_class,
+        getattr(subject.trainer, "teacher_processing_class", None),
+    )
     tokenizers = all(hasattr(tokenizer, "get_vocab") for tokenizer in known)
-    for index, teacher in enumerate(teachers_of(subject)):
+    for index, teacher in enumerate(teachers):
         ours = models.space_of(student, heads.task_of(student, batch))
         theirs = models.space_of(teacher, heads.task_of(teacher, batch))
         first = None

@@ -9,7 +9,7 @@ import transformers as tf
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from hf_recipe import DistillationTrainer, attach
+from hf_recipe import DistillationTrainer, RecipeCallback, attach
 from tests.tune.heads_zoo import Rows, bert
 from tests.tune.test_teachers import examined
 
@@ -157,6 +157,17 @@ def test_a_teacher_inside_the_model_is_seen(trained, tmp_path):
         found, _ = examined(Trainer(model, arguments(tmp_path), **given))
         assert found.get("teacher-trains") == severity
         assert found.keys() <= {"teacher-trains"}
+
+
+def test_a_callback_alone_sees_the_teacher_inside_the_model(trained, tmp_path):
+    """There is no Trainer to ask: what the callback is given is enough, and nothing crashes."""
+    callback = RecipeCallback(select=["teacher-mismatch", "teacher-no-better"])
+    model, args = Both(classifier(), frozen(trained)), arguments(tmp_path, max_steps=2)
+    given = {"train_dataset": rows_of(0), "eval_dataset": rows_of(1), "callbacks": [callback]}
+    Trainer(model, args, **given).train()
+    assert callback.report.crashed == {}
+    assert "teacher-mismatch" in callback.report.ran
+    assert callback.report.findings == []
 
 
 def test_a_teacher_beside_the_trainer_is_seen(trained, tmp_path):
