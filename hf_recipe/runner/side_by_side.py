@@ -14,10 +14,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import psutil
 import torch
 
 from hf_recipe.instruments.compare import Variant
@@ -41,8 +44,12 @@ def places(lab: Lab) -> int:
     return max(1, cores() // torch.get_num_threads())
 
 
-def train_ahead(lab: Lab, variants: Sequence[Variant]) -> set[str]:
+def train_ahead(lab: Lab, variants: Sequence[Variant], stuck_after_s: float = 30) -> set[str]:
     """Train those of `variants` that are not remembered yet, as many at once as there is room.
+
+    Args:
+        stuck_after_s: a fork that computes nothing for so long waits for a lock that some thread of
+            this process held when it was forked, and for ever: it is ended.
 
     Returns:
         Keys of those that were trained.
@@ -52,21 +59,43 @@ def train_ahead(lab: Lab, variants: Sequence[Variant]) -> set[str]:
     if room < 2:
         return set()
     waiting = list(due.values())
-    running: list[Any] = []
-    fork = multiprocessing.get_context("fork")
+    running: list[_Fork] = []
     try:
         with lab.show.training(f"{len(due)} trainings side by side"):
             while waiting or running:
                 while waiting and len(running) < room:
-                    process = fork.Process(target=_train, args=(lab, waiting.pop(0)), daemon=True)
-                    process.start()
-                    running.append(process)
-                wait([process.sentinel for process in running])
-                running = [process for process in running if process.is_alive()]
+                    running.append(_Fork(lab, waiting.pop(0)))
+                wait([fork.process.sentinel for fork in running], timeout=1.0)
+                running = [fork for fork in running if not fork.ended(stuck_after_s)]
     finally:
-        for process in running:
-            process.kill()
+        for fork in running:
+            fork.process.kill()
     return {key for key, variant in due.items() if lab.outcome_path(variant).is_file()}
+
+
+class _Fork:
+    """A forked process that trains one variant."""
+
+    def __init__(self, lab: Lab, variant: Variant) -> None:
+        fork = multiprocessing.get_context("fork")
+        self.process = fork.Process(target=_train, args=(lab, variant), daemon=True)
+        self.process.start()
+        self._computed_s, self._at = 0.0, time.monotonic()
+
+    def ended(self, stuck_after_s: float) -> bool:
+        """Whether it is over; one that has computed nothing for so long is ended here."""
+        if not self.process.is_alive():
+            return True
+        with suppress(psutil.Error):  # gone since
+            computed = psutil.Process(self.process.pid).cpu_times()
+            if computed.user + computed.system > self._computed_s:
+                self._computed_s = computed.user + computed.system
+                self._at = time.monotonic()
+        stuck = time.monotonic() - self._at > stuck_after_s
+        if stuck:
+            self.process.kill()
+            self.process.join()
+        return stuck
 
 
 def _train(lab: Lab, variant: Variant) -> None:

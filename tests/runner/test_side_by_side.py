@@ -1,6 +1,7 @@
 """Trainings side by side: the same outcomes, nothing lost, nothing asked for twice."""
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -70,6 +71,21 @@ def test_what_fails_ahead_is_met_again_by_who_asks(tmp_path, two_places, capfd):
     assert capfd.readouterr() == ("", "")
     with pytest.raises(RuntimeError, match="this process"):
         lab.train(bad)
+
+
+def test_a_fork_that_waits_for_ever_is_ended(tmp_path, two_places):
+    lab = lab_in(tmp_path)
+    good, stuck = lab.start.variant("good", 1), lab.start.change(dropout=0.5).variant("stuck", 1)
+    lock = threading.Lock()
+
+    def experiment(variant):
+        if variant.key == stuck.key:
+            lock.acquire()  # held by a thread that the fork does not have
+        return Outcome((0.5, 1.5))
+
+    lab.remember = remembered(experiment, lab.folder / "outcomes" / lab.context)
+    with lock:
+        assert train_ahead(lab, [good, stuck], stuck_after_s=1) == {good.key}
 
 
 def test_room_is_cores_over_threads(tmp_path, monkeypatch):
