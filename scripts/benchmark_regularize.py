@@ -15,7 +15,7 @@ import argparse
 import itertools
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ from sklearn.datasets import load_digits
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hf_recipe.instruments.compare import Outcome, paired_gain  # noqa: E402
+from hf_recipe.instruments.compare import Outcome, Variant, paired_gain  # noqa: E402
 from hf_recipe.runner import regularize_stage  # noqa: E402
 from hf_recipe.runner.journey import Journey  # noqa: E402
 from hf_recipe.runner.setup import Setup  # noqa: E402
@@ -113,6 +113,9 @@ class Rehearsal:
         )
         self.report = SimpleNamespace(exhibit=lambda ladder: None)
         self.show = SimpleNamespace(say=lambda text: None)
+
+    def ahead(self, variants: Sequence[Variant], *, watch: bool = False) -> None:
+        """None is: a drawn outcome takes no time."""
 
     def run(self, change: str, setup: Setup, seed: int, *, watch: bool = False) -> Outcome:
         """The outcome of this setup and seed."""

@@ -21,7 +21,7 @@ def torchrun(script: Path, *arguments: object, processes: int = 2) -> None:
         [*command, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=400,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )

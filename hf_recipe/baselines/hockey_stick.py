@@ -82,6 +82,7 @@ def follow_first_drop(
 def _has_prior(start: InitialLoss) -> bool:
     """Whether the level of the frequencies is known, and the head is fresh."""
     known = start.problem_type != SOFTMAX or start.outputs * 4 <= start.rows
+    known = known and not start.drawn_otherwise
     fresh = start.recomputed >= start.expected * 0.995 - 4 * start.standard_error
     return known and fresh and start.relation == "mean" and start.task not in PRIORLESS
 

@@ -28,6 +28,7 @@ from hf_recipe.baselines.start import BENT, Start, applied_twice, observe_start,
 from hf_recipe.core.check import Check, Measurement, Probe
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.heads import BINARY, REGRESSION, SOFTMAX, Head
+from hf_recipe.instruments.overrides import samples_its_own_way
 from hf_recipe.instruments.subject import Subject
 
 __all__ = ["InitialLoss", "expected_initial_loss", "initial_loss_unexpected"]
@@ -52,6 +53,7 @@ class InitialLoss(Measurement):
         ratio: observed / recomputed.
         redrawn: the loss under output layers drawn anew, one number per draw.
         remade: the loss of the first batch under whole models drawn anew.
+        drawn_otherwise: whether a sampler of the user's own may draw some labels more often.
     """
 
     observed: float
@@ -69,6 +71,7 @@ class InitialLoss(Measurement):
     ratio: float = 1.0
     redrawn: tuple[float, ...] = ()
     remade: tuple[float, ...] = ()
+    drawn_otherwise: bool = False
 
 
 def measure_initial_loss(subject: Subject) -> Iterator[InitialLoss]:
@@ -94,6 +97,7 @@ def measure_initial_loss(subject: Subject) -> Iterator[InitialLoss]:
         ratio=start.loss / recomputed if recomputed else math.nan,
         redrawn=start.redrawn,
         remade=start.remade,
+        drawn_otherwise=subject.trainer is not None and samples_its_own_way(subject.trainer),
     )
 
 

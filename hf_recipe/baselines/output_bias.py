@@ -33,7 +33,7 @@ from hf_recipe.instruments.heads import (
     Head,
     read_head,
 )
-from hf_recipe.instruments.overrides import replaces
+from hf_recipe.instruments.overrides import samples_its_own_way
 from hf_recipe.instruments.quiet import quiet
 from hf_recipe.instruments.redraw import OutputLayer, Watch
 from hf_recipe.instruments.subject import Subject
@@ -79,7 +79,7 @@ class PriorGap(Measurement):
 
 def measure_prior_gap(subject: Subject) -> Iterator[PriorGap]:
     """Measure the mean prediction of a few batches against their labels' frequencies."""
-    if subject.trainer is not None and replaces(subject.trainer, "_get_train_sampler"):
+    if subject.trainer is not None and samples_its_own_way(subject.trainer):
         raise Skip("a sampler of the user's own may draw some labels more often than others")
     start = observe_start(subject)
     head = start.pooled

@@ -21,6 +21,7 @@ from hf_recipe.data.audio import Sounds, is_audio, read_sounds
 from hf_recipe.data.hashing import (
     Hashes,
     flat_array,
+    flat_lists,
     is_list,
     is_number,
     list_parts,
@@ -316,8 +317,8 @@ def floats_of(array: pa.Array) -> Floats:
 
 
 def _ids(array: pa.Array) -> tuple[Integers, Integers]:
-    values, offsets = list_parts(array)
-    return numbers(flat_array(values)).astype(np.int64), offsets
+    values, offsets = flat_lists(array)  # of multiple choice, all choices of a row
+    return numbers(values).astype(np.int64), offsets
 
 
 def _vector(array: pa.Array) -> Floats | None:

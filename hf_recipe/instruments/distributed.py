@@ -10,14 +10,19 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
+def in_group() -> bool:
+    """Whether this process belongs to a process group, be it alone in it."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def world_size() -> int:
     """Processes that take part; 1 where torch.distributed is not in use."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if in_group() else 1
 
 
 def rank() -> int:
     """This process's number, from 0."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if in_group() else 0
 
 
 def from_rank_0(value: T, device: torch.device | None = None) -> T:

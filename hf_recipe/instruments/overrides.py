@@ -77,11 +77,27 @@ def asks_for_training(trainer: Any) -> bool:
     )
 
 
+def samples_its_own_way(trainer: Any) -> bool:
+    """Whether rows may be drawn by a sampler of the user's own, some more often than others."""
+    if replaces(trainer, "_get_train_sampler"):
+        return True
+    loader = own_method(trainer, "get_train_dataloader")
+    loader = inspect.unwrap(getattr(loader, "__func__", loader))
+    if not overrides(trainer, "get_train_dataloader") or not isinstance(loader, types.FunctionType):
+        return False
+    words = names(loader.__code__) | strings(loader.__code__)
+    return "_get_train_sampler" not in words and any("ampler" in word for word in words)
+
+
+def names(code: types.CodeType) -> set[str]:
+    """The names that a code object, or one nested in it, looks up outside itself."""
+    nested = [names(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    return {*code.co_names, *code.co_freevars}.union(*nested)
+
+
 def mentions(code: types.CodeType, name: str) -> bool:
     """Whether a name stands in a code object or in one nested in it."""
-    nested = (c for c in code.co_consts if isinstance(c, types.CodeType))
-    named = name in code.co_names or name in code.co_freevars
-    return named or any(mentions(c, name) for c in nested)
+    return name in names(code)
 
 
 def strings(code: types.CodeType) -> set[str]:

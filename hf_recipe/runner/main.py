@@ -18,7 +18,7 @@ import transformers
 
 from hf_recipe.core.finding import Stage
 from hf_recipe.core.report import Gate, write_atomically
-from hf_recipe.instruments.distributed import from_rank_0, rank
+from hf_recipe.instruments.distributed import from_rank_0, in_group, rank
 from hf_recipe.report.model_card import write_model_card
 from hf_recipe.runner import (
     baselines_stage,
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run_trial(lab) if isinstance(lab, TrialLab) else from_rank_0(_travel(lab))
     finally:
-        if dist.is_available() and dist.is_initialized():
+        if in_group():
             dist.destroy_process_group()
 
 

@@ -24,7 +24,7 @@ import psutil
 import torch
 
 from hf_recipe.instruments.compare import Variant
-from hf_recipe.instruments.distributed import world_size
+from hf_recipe.instruments.distributed import in_group
 from hf_recipe.runner.show import Show
 
 if TYPE_CHECKING:
@@ -38,8 +38,9 @@ def cores() -> int:
 
 def places(lab: Lab) -> int:
     """How many trainings fit side by side; 1 where a device, a launcher or threads fill it."""
-    alone = world_size() == 1 and lab.options.training.device.type == "cpu"
-    if not alone or torch.accelerator.is_available() or sys.platform != "linux":
+    on_cpu = lab.options.training.device.type == "cpu"
+    # even of one: a group's threads are not there in a fork, which waits for them for ever
+    if in_group() or not on_cpu or torch.accelerator.is_available() or sys.platform != "linux":
         return 1  # gradients in a fork: only where torch has started no thread for a device
     return max(1, cores() // torch.get_num_threads())
 

@@ -248,12 +248,8 @@ class Recipe(OwnCalls):
         if flushed or self.closer_look.due:
             self._moved = weakref.ref(model)
             self.closer_look.step_ends(step, flushed=flushed)
-        if (
-            flushed
-            or control.should_save
-            or control.should_evaluate
-            or (not finite and world_size() == 1)
-        ):
+        broken = not finite and world_size() == 1
+        if flushed or broken or control.should_save or control.should_evaluate:
             self._flush()
             if optimizer is not None:
                 self.closing.saved_state = state_of(optimizer, step)

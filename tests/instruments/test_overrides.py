@@ -1,11 +1,17 @@
 import functools
 
 import pytest
+from torch.utils.data import DataLoader, WeightedRandomSampler
 from transformers import Trainer
 
 import hf_recipe
 from hf_recipe.instruments.callables import place_of, undisturbed
-from hf_recipe.instruments.overrides import overrides, own_method, replaces
+from hf_recipe.instruments.overrides import (
+    overrides,
+    own_method,
+    replaces,
+    samples_its_own_way,
+)
 from tests.models import arguments, bert, words
 
 
@@ -76,3 +82,35 @@ def test_the_users_own_line_is_named():
         broken()
     line = broken.__code__.co_firstlineno + 1
     assert place_of(raised.value) == f"test_overrides.py:{line}"
+
+
+class OwnSampler(Trainer):
+    def _get_train_sampler(self, train_dataset=None):
+        return WeightedRandomSampler([1.0, 9.0], 2)
+
+
+class WeightedLoader(Trainer):
+    def get_train_dataloader(self):
+        return DataLoader(self.train_dataset, sampler=WeightedRandomSampler([1.0, 9.0], 2))
+
+
+class PlainLoader(Trainer):
+    def get_train_dataloader(self):
+        return DataLoader(self.train_dataset, batch_size=4, shuffle=True)
+
+
+class CopiedLoader(Trainer):
+    def get_train_dataloader(self):
+        return DataLoader(self.train_dataset, sampler=self._get_train_sampler())
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [(Trainer, False), (OwnSampler, True), (WeightedLoader, True), (PlainLoader, False),
+     (CopiedLoader, False)],
+)  # fmt: skip
+def test_rows_drawn_by_a_sampler_of_ones_own(kind, own, tmp_path):
+    trainer = build(kind, tmp_path)
+    assert samples_its_own_way(trainer) is own
+    hf_recipe.attach(trainer, select=["hockey-stick"])  # its seams hide nothing
+    assert samples_its_own_way(trainer) is own

@@ -35,6 +35,9 @@ class Made:
     def settings(self):
         return Settings()
 
+    def ahead(self, variants, *, watch=False):
+        """None is: they are drawn when they are asked for."""
+
     def run(self, change, setup, seed=0, *, watch=False):
         self.ran.append((change, setup, seed))
         rows = np.random.default_rng(7).normal(0, 0.3, 200)  # the same rows are hard for all

@@ -89,7 +89,7 @@ def test_all_stages_then_again_without_training(tmp_path, capsys):
         assert (tmp_path / name / "model.safetensors").is_file()
         card = (tmp_path / name / "README.md").read_text()
         assert card.startswith("---\ntags:")
-        assert f"# digits: the {name}" in card
+        assert f": the {name}\n" in card
         assert f"| **{name}**, this one |" in card
         assert ("distilled out of it" in card) == (name == "student")
         assert "**Fidelity of the student**" in card

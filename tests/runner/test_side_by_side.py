@@ -94,5 +94,5 @@ def test_room_is_cores_over_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(side_by_side, "cores", lambda: 4 * threads)
     monkeypatch.setattr(side_by_side.torch.accelerator, "is_available", lambda: False)
     assert places(lab) == 4
-    monkeypatch.setattr(side_by_side, "world_size", lambda: 2)
+    monkeypatch.setattr(side_by_side, "in_group", lambda: True)
     assert places(lab) == 1

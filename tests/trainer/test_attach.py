@@ -179,7 +179,9 @@ def test_pause_and_resume(tmp_path):
 
     trainer.add_callback(Pauses())
     trainer.train()
-    assert hooks == [1] * 5 + [0] * 10 + [1] * 5  # that of the labels' margins
+    # that of the labels' margins, and at sampled steps those of activations
+    assert min(hooks[:5]) == min(hooks[15:]) == 1
+    assert hooks[5:15] == [0] * 10
     assert not trainer.model._forward_hooks
     assert recipe.report.crashed == {}
     steps = recipe.recorder.curves["loss"].x
