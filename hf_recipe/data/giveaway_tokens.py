@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,9 @@ class Giveaway:
     Attributes:
         name: the column, pixel, place ("place 0 from the end") or "one word a class".
         form: "exact" (one value in each class), "copy", "single value", "threshold", "place",
-            "name", "word" or "line" (a quantity that the label is a straight or rising function
-            of).
+            "name", "added" (a name, and the one place that tells, though everything else together
+            tells too), "word" or "line" (a quantity that the label is a straight or rising
+            function of).
         accuracy: balanced accuracy on held-out rows; R squared for a quantity.
         rest: the same of everything else together.
         p: chance that the others' shortfall is an accident; 0 for a quantity.
@@ -70,7 +71,18 @@ def from_tokens(sample: Sample, tokens: TokenRows) -> list[Giveaway]:
         p = paired(trial, others).p_loss
         shown = _spelled(tokens, words)
         found.append(Giveaway(place, form, balanced(trial), balanced(others), p, shown))
+    if len(found) == 1 and _added(found[0], tokens):
+        found = [replace(found[0], form="added")]
     return found or words_apart(sample, tokens)
+
+
+def _added(giveaway: Giveaway, tokens: TokenRows) -> bool:
+    """Whether the one telling place holds a name although the rest of the rows tells as much.
+
+    Bare ids have no spelling: of them, what ends a row counts, where a label is appended.
+    """
+    spelled = bool(tokens.vocabulary) or giveaway.name.endswith("from the end")
+    return spelled and giveaway.form == "name" and giveaway.rest >= NEARLY
 
 
 def places(tokens: TokenRows) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:

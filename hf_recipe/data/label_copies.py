@@ -30,6 +30,7 @@ from hf_recipe.instruments.subject import Subject
 FEWEST = 40  # rows, half of them to judge by: a copy is no chance there
 FEWEST_OF_CLASS = 8
 ROWS = 2_000
+NAMED = ("name", "added")
 LARGEST_VOCABULARY = 300_000
 
 
@@ -100,7 +101,7 @@ def _named(subject: Subject, sample: Sample) -> list[Giveaway]:
     if sample.inputs.tokens is None:
         return []
     tokens = _plain_tokens(subject, sample.inputs.tokens)
-    found = [giveaway for giveaway in from_tokens(sample, tokens) if giveaway.form == "name"]
+    found = [giveaway for giveaway in from_tokens(sample, tokens) if giveaway.form in NAMED]
     return [g for g in found if tokens.vocabulary or g.name.endswith("from the end")]
 
 

@@ -218,5 +218,5 @@ ORDERED_EXAMPLES = Check(
     source="Bottou 2012, Stochastic Gradient Descent Tricks; trainlint TL014 (2025)",
     unsure="Time series that must be read in order. Streams are not looked at.",
     judges=(ordered_examples,),
-    explains=("loss-not-decreasing", "loss-spike", "order-repeats"),
+    explains=("input-ignored", "loss-not-decreasing", "loss-spike", "order-repeats"),
 )

@@ -232,6 +232,7 @@ SAID = {
     "threshold": "is cut by the label at a threshold, as a lawful feature may be",
     "place": "it holds one of a few tokens that go with the label, as a keyword may",
     "name": "the words are the classes' names, or one pattern with a number",
+    "added": "the words are the classes' names, or one pattern with a number, at this place alone",
     "word": "a keyword may lawfully be the task",
     "line": "the label is a function of it",
 }
@@ -250,9 +251,10 @@ def target_in_input(
 ) -> Iterator[Fault]:
     """A warning for what looks made from the label, a note for what merely tells it all."""
     for giveaway in seen.found:
-        if giveaway.accuracy < nearly or not giveaway.p < alpha or giveaway.rest >= nearly:
+        lead = giveaway.p < alpha and giveaway.rest < nearly
+        if giveaway.accuracy < nearly or not (lead or giveaway.form == "added"):
             continue
-        made = giveaway.form in ("exact", "copy", "single value", "name") or (
+        made = giveaway.form in ("exact", "copy", "single value", "name", "added") or (
             giveaway.form == "line" and giveaway.accuracy >= copied
         )
         measure = "R squared" if giveaway.form == "line" else "balanced accuracy"

@@ -16,7 +16,7 @@ from transformers import DataCollatorForTokenClassification, Trainer
 
 from tests.data import text_worlds as tw
 from tests.gallery.harness import Case, assert_found, assert_silent, run
-from tests.models import arguments
+from tests.models import arguments, bert
 
 
 class Table(nn.Module):
@@ -83,6 +83,22 @@ def label_behind_the_text(folder: Path, faulty: bool) -> Trainer:
     if faulty:
         texts = [f"{text} {label}" for text, label in zip(texts, labels, strict=True)]
     return classified(tok, texts, labels, folder)
+
+
+def label_behind_the_ids(folder: Path, faulty: bool) -> Trainer:
+    """Bare ids whose words tell the class anyway, and behind them the class once more."""
+    draw = np.random.default_rng(5)
+    labels = draw.integers(0, 3, 200).tolist()
+    rows = []
+    for label in labels:
+        body = draw.integers(20, 80, 14)
+        body[draw.choice(14, 4, replace=False)] = 5 + label
+        rows.append([2, *body.tolist(), 3, *([10 + label] if faulty else [])])
+    return Trainer(
+        model=bert(vocab_size=80, num_labels=3),
+        args=arguments(folder, max_steps=3),
+        train_dataset=datasets.Dataset.from_dict({"input_ids": rows, "labels": labels}),
+    )
 
 
 def tags_of_another_order(folder: Path, faulty: bool) -> Trainer:
@@ -158,6 +174,7 @@ CASES = [
     Case("target-in-input", label_among_features, "warning", name="an element is the class"),
     Case("target-in-input", target_among_features, "warning", name="an element is the target"),
     Case("target-in-input", label_behind_the_text, "warning", name="the class behind the text"),
+    Case("target-in-input", label_behind_the_ids, "warning", name="the class behind ids"),
     Case("label-name-mismatch", tags_of_another_order, "error", name="names in the tags"),
     Case("label-name-mismatch", words_of_another_order, "error", name="names in words"),
     Case("split-leak", leaks, "error", name="transform of whole batches"),
