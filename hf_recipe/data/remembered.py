@@ -4,8 +4,9 @@ A second launch on the same data reads a file instead of the data. The costly qu
 size, variation, shortcuts, drift, cross-validated labels) are asked by `inspect_dataset` and the
 runner; a run under `attach` never asks them, and reports what is known of its data set.
 
-Only probes whose outcome rests on the rows and on which columns are input and label are kept;
-those that look at a model, a tokenizer or a collator are not.
+Only probes whose outcome rests on the rows and on which columns are input and label are kept (and
+on how ids are spelled, where that is part of the name); those that look at a model or a collator
+are not.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from hf_recipe.data.context import LADDER
 from hf_recipe.data.downsample import SWEEP
 from hf_recipe.data.drift import DRIFT
 from hf_recipe.data.duplicates import REPEATS
+from hf_recipe.data.label_copies import COPIES
 from hf_recipe.data.label_probe import SUSPECTS
 from hf_recipe.data.labels import COUNTS, seen_counts
 from hf_recipe.data.outliers import TAILS
@@ -29,18 +31,20 @@ from hf_recipe.data.shortcuts import SHORTCUTS
 from hf_recipe.data.source import LABELS, Roles, Source, roles_of, source_of
 from hf_recipe.data.splits import OVERLAP
 from hf_recipe.data.target_leak import GIVEAWAYS
+from hf_recipe.data.tokenizer import special_ids, tokenizer_of
 from hf_recipe.data.unreadable import OPENED
 from hf_recipe.data.variation import VARIATION
 from hf_recipe.data.written import WRITTEN
 from hf_recipe.instruments.subject import Subject
 
 OF_TRAINING = frozenset(
-    probe.name for probe in (LADDER, SWEEP, VARIATION, SHORTCUTS, GIVEAWAYS, SUSPECTS, WRITTEN)
+    probe.name
+    for probe in (LADDER, SWEEP, VARIATION, SHORTCUTS, GIVEAWAYS, COPIES, SUSPECTS, WRITTEN)
 )
 OF_ALL_SPLITS = frozenset(
     probe.name for probe in (COLUMNS, REPEATS, COUNTS, TAILS, OVERLAP, DRIFT, OPENED)
 )
-ASKED = OF_TRAINING - {WRITTEN.name} | {DRIFT.name}  # by inspection alone
+ASKED = OF_TRAINING - {WRITTEN.name, COPIES.name} | {DRIFT.name}  # by inspection alone
 KEPT = OF_TRAINING | OF_ALL_SPLITS
 
 
@@ -105,7 +109,16 @@ def name_of(probe: Probe, subject: Subject, *, label_alone: bool = False) -> str
         about += [roles.inputs, _form(subject, source, roles)]
     if probe.name not in ASKED:
         about.append(bool(subject.cache.get("raw")))
+    if probe.name == COPIES.name:
+        about.append(_spelling(subject))
     return dataset_fingerprint(*(subject.rows(name).dataset for name in splits), about=about)
+
+
+def _spelling(subject: Subject) -> list[Any]:
+    """What tells one reading of token ids from another."""
+    tokenizer = tokenizer_of(subject)
+    words = sorted(tokenizer.get_vocab().items()) if tokenizer is not None else []
+    return [sorted(special_ids(subject).every), words]
 
 
 def _form(subject: Subject, source: Source, roles: Roles) -> str:

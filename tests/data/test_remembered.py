@@ -1,14 +1,16 @@
 import numpy as np
 import pytest
-from transformers import DataCollatorWithPadding
+from transformers import DataCollatorWithPadding, Trainer
 
 import hf_recipe
 from hf_recipe.core.check import Located, Skip
-from hf_recipe.data import columns, context, duplicates
+from hf_recipe.data import columns, context, duplicates, label_copies
+from hf_recipe.data.label_copies import COPIES
 from hf_recipe.data.remembered import KEPT, recalling, remembering
 from hf_recipe.data.unreadable import OPENED
 from hf_recipe.data.written import WRITTEN
 from tests.data import planted, worlds
+from tests.models import arguments, bert, words
 
 
 @pytest.fixture(autouse=True)
@@ -108,5 +110,18 @@ def test_what_is_kept_reads_back_as_it_was(build):
         assert str(again) == str(found), probe.name
         seen += sum(isinstance(item, Located) for item in found)
     assert seen > 8
+    unfit.remove(COPIES.name)  # an inspection looks for them along with everything else
     assert unfit in ([WRITTEN.name], [OPENED.name])  # words in images, files in texts
     assert {p.name for p in PROBES.values()} >= KEPT
+
+
+def test_copies_are_remembered_by_how_ids_are_spelled(tmp_path, monkeypatch):
+    data = words(80)
+    asked = []
+    monkeypatch.setattr(label_copies, "_named", lambda *seen: asked.append(1) or [])
+    for tok in (None, None, worlds.tokenizer()):
+        trainer = Trainer(
+            model=bert(), args=arguments(tmp_path), train_dataset=data, processing_class=tok
+        )
+        hf_recipe.attach(trainer, select=["target-in-input"]).preflight()
+    assert len(asked) == 2  # anew where ids have a spelling
