@@ -253,7 +253,7 @@ DECAYS_EARLY = Check(
     source="Karpathy, A Recipe for Training Neural Networks (2019); accelerate issue 2142 (2023)",
     judges=(decays_early, stepped_too_often),
     unsure="A cosine of several full waves without restarts, if it is meant.",
-    explains=("update-too-small", "loss-not-decreasing"),
+    explains=("update-too-small", "loss-not-decreasing", "input-ignored"),
 )
 WARMUP_TOO_LONG = Check(
     name="warmup-too-long",
@@ -265,7 +265,7 @@ WARMUP_TOO_LONG = Check(
     source="Godbole et al., Deep Learning Tuning Playbook (2023)",
     judges=(warmup_too_long,),
     unsure="The first leg of a longer training that will be resumed; a cycle longer than the run.",
-    explains=("update-too-small", "loss-not-decreasing"),
+    explains=("update-too-small", "loss-not-decreasing", "input-ignored"),
 )
 CHECKS = (NEVER_DECAYS, DECAYS_EARLY, WARMUP_TOO_LONG)
 
