@@ -18,6 +18,7 @@ from torch.nn import functional
 from hf_recipe.core.check import Skip
 from hf_recipe.instruments.batches import Batch
 from hf_recipe.instruments.heads import BINARY, REGRESSION, SOFTMAX, Head, read_head
+from hf_recipe.instruments.held_modules import held_teachers
 from hf_recipe.instruments.redraw import OutputLayer, Watch, redrawn_layers, redrawn_model
 from hf_recipe.instruments.subject import Subject
 
@@ -253,6 +254,8 @@ def _bends(subject: Subject, start: Start) -> bool:
     ratio = start.observed[0] / own if own else math.nan
     if layer is None or abs(ratio - 1) <= start.rounding or not math.isfinite(ratio * spread):
         return False
+    if held_teachers(subject.trainer, subject.model):
+        return True  # one that knows the labels adds a term like the mean loss, at any logits
     factor = LARGE_LOGITS / max(spread, 1e-6)
     watch = Watch(subject.model)
     hook = layer.module.register_forward_hook(lambda module, inputs, output: output * factor)

@@ -173,5 +173,5 @@ DROPOUT_EXTREME = Check(
     source="Srivastava et al. 2014; Karpathy, A Recipe for Training Neural Networks (2019)",
     unsure="Wide layers before an output, where one half is customary, are left out by name.",
     judges=(dropout_extreme,),
-    explains=("loss-not-decreasing", "one-batch-not-overfit"),
+    explains=("input-ignored", "loss-not-decreasing", "one-batch-not-overfit"),
 )

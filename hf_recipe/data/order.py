@@ -23,6 +23,7 @@ from torch.utils.data import RandomSampler, SequentialSampler
 from hf_recipe.core.check import Check, Measurement, Probe, Skip
 from hf_recipe.core.finding import Fault
 from hf_recipe.data.source import LABELS
+from hf_recipe.instruments.held import held_generators, held_objects, kept
 from hf_recipe.instruments.subject import Subject
 
 WINDOWS = 64
@@ -128,10 +129,22 @@ def _order(sampler: Any, total: int) -> npt.NDArray[np.int64]:
         return np.arange(total)
     if not isinstance(sampler, torch.utils.data.Sampler) or hasattr(sampler, "generator"):
         raise Skip(f"the order that {type(sampler).__name__} draws is not known ahead")
-    drawn = list(iter(copy.copy(sampler)))
+    with kept(held_generators(sampler), held_objects(sampler)):
+        drawn = list(itertools.islice(_own_copy(sampler), 2 * total))  # one may never end
     if not drawn or not all(isinstance(i, (int, np.integer)) for i in drawn[:100]):
         raise Skip(f"{type(sampler).__name__} does not draw single rows")
     return np.asarray(drawn, dtype=np.int64)
+
+
+def _own_copy(sampler: Any) -> Any:
+    """A copy that may shuffle its numbers in place; what it draws from, it shares."""
+    twin = copy.copy(sampler)
+    for name, value in list(vars(twin).items()):
+        if isinstance(value, (list, dict, set, np.ndarray)):
+            setattr(twin, name, copy.copy(value))
+        elif isinstance(value, torch.Tensor):
+            setattr(twin, name, value.clone())
+    return twin
 
 
 def _labels(subject: Subject, chosen: npt.NDArray[np.int64]) -> list[Any]:

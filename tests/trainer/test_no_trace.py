@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.utils.data import Sampler
 from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
@@ -141,6 +142,43 @@ def test_a_lone_callback_is_bit_identical_too(tmp_path):
     watched.train()
     assert callback.report.crashed == {}
     assert signature(watched) == signature(bare)
+
+
+class Shuffles(Sampler):
+    """Draws with a generator of its own, and shuffles its places where they lie."""
+
+    def __init__(self, rows: int, *, in_place: bool) -> None:
+        self.draw, self.places, self.in_place = np.random.default_rng(3), np.arange(rows), in_place
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self):
+        if self.in_place:
+            self.draw.shuffle(self.places)
+        else:
+            self.places = self.draw.permutation(self.places)
+        return iter(self.places.tolist())
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_sampler_of_ones_own_draws_on_as_if_nobody_had_looked(in_place, kept, tmp_path):
+    def left(watched: bool) -> Any:
+        data, drawn = words(48), Shuffles(48, in_place=in_place)
+
+        class Own(Trainer):
+            def _get_train_sampler(self, dataset=None):
+                return drawn if kept else Shuffles(48, in_place=in_place)
+
+        folder = tmp_path / str(watched)
+        trainer = Own(model=bert(), args=arguments(folder, max_steps=12), train_dataset=data)
+        if watched:
+            hf_recipe.attach(trainer).preflight()
+        trainer.train()
+        return signature(trainer)
+
+    assert left(True) == left(False)
 
 
 def test_a_bare_run_differs_when_the_data_order_is_drawn_from(tmp_path):
