@@ -22,6 +22,7 @@ MODULES: tuple[str, ...] = (
     "hf_recipe.data.context",
     "hf_recipe.data.downsample",
     "hf_recipe.data.drift",
+    "hf_recipe.data.drift_glance",
     "hf_recipe.data.duplicates",
     "hf_recipe.data.input_scale",
     "hf_recipe.data.label_copies",

@@ -10,7 +10,7 @@ corrected for that; the smallest effect that the sample could have shown stands 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -38,7 +38,8 @@ from hf_recipe.data.source import Source, roles_of, source_of
 from hf_recipe.data.words import TokenRows, bag, tokenise
 from hf_recipe.instruments.subject import Subject
 
-ROWS = 3_000  # of each split
+ROWS, GLANCE = 3_000, 400  # of each split
+LENGTHS = ("tokens", "words", "characters")  # of a row: whole texts beside parts of them are meant
 FEWEST = 100  # rows of a split, half of which judge
 MOST_COLUMNS = 256  # of a vector, evenly spaced
 
@@ -65,6 +66,7 @@ class SplitDrift(Measurement):
         unread: columns of kinds that were not looked at.
         words: those that weigh most, where words tell the splits apart.
         note: how much was read.
+        glance: whether few rows were read, and their lengths left out (`data/drift_glance.py`).
     """
 
     auc: float
@@ -77,6 +79,7 @@ class SplitDrift(Measurement):
     unread: tuple[str, ...] = ()
     words: tuple[str, ...] = private(default=())
     note: str = ""
+    glance: bool = False
 
 
 def take_drift(subject: Subject) -> Iterator[Located | Answer | Table]:
@@ -100,9 +103,13 @@ def take_drift(subject: Subject) -> Iterator[Located | Answer | Table]:
     yield Answer("Are the splits drawn alike?", "data", text)
 
 
-def drift(subject: Subject, train: Source, evaluation: Source) -> SplitDrift:
+def drift(
+    subject: Subject, train: Source, evaluation: Source, *, glance: bool = False
+) -> SplitDrift:
     """Tell rows of `evaluation` from rows of `train`; raises Skip where they cannot be compared."""
-    rows = both(subject, train, evaluation)
+    rows = both(subject, train, evaluation, GLANCE if glance else ROWS)
+    if glance:
+        rows = replace(rows, columns={n: v for n, v in rows.columns.items() if n not in LENGTHS})
     labels = rows.foreign.astype(np.int64)
     judged = rows.foreign[rows.held]
     here, there = int(judged.sum()), int((~judged).sum())
@@ -136,6 +143,7 @@ def drift(subject: Subject, train: Source, evaluation: Source) -> SplitDrift:
         unread=rows.unread,
         words=words if look == "words" else (),
         note="; ".join(f"{s.name}: {s.note}" for s in (train, evaluation) if s.note),
+        glance=glance,
     )
 
 
@@ -192,8 +200,8 @@ class BothSplits:
     unread: tuple[str, ...]
 
 
-def both(subject: Subject, train: Source, evaluation: Source) -> BothSplits:
-    """Rows of both splits; raises Skip where they cannot be compared."""
+def both(subject: Subject, train: Source, evaluation: Source, most: int = ROWS) -> BothSplits:
+    """At most so many rows of each split; raises Skip where they cannot be compared."""
     roles = roles_of(subject, train)
     names = [n for n in roles.inputs if n in train.columns and n in evaluation.columns]
     if not names:
@@ -206,7 +214,7 @@ def both(subject: Subject, train: Source, evaluation: Source) -> BothSplits:
         raise Skip(f"{min(len(train), len(evaluation))} rows; {FEWEST} of each are the least")
     if roles.label and roles.label in train.columns and roles.label in evaluation.columns:
         names.append(roles.label)
-    parts = [_rows(source, names, roles.label) for source in (train, evaluation)]
+    parts = [_rows(source, names, roles.label, most) for source in (train, evaluation)]
     pictured = [images(subject, source, *part) for source, part in
                 zip((train, evaluation), parts, strict=True)]  # fmt: skip
     shown = {name for name, _, _ in pictured if name}
@@ -249,11 +257,13 @@ def _some(names: list[str]) -> list[str]:
     return [names[i * len(names) // MOST_COLUMNS] for i in range(MOST_COLUMNS)]
 
 
-def _rows(source: Source, names: list[str], label: str | None) -> tuple[pa.Table, Integers]:
+def _rows(
+    source: Source, names: list[str], label: str | None, most: int
+) -> tuple[pa.Table, Integers]:
     """A seeded sample of a split; rich rows once, since copies of them are no evidence."""
     first: pa.Table = next(source.chunks(names))
     pictured = any(pa.types.is_struct(column.type) for column in first.schema)
-    limit = IMAGES // 2 if pictured else ROWS
+    limit = min(IMAGES // 2, most) if pictured else most
     places = np.sort(np.random.default_rng(0).permutation(len(source))[:limit])
     table = gather(source, places, names)
     inputs = [n for n in names if n != label]
@@ -317,9 +327,12 @@ def split_drift(
     least: Annotated[
         float, "AUC: a shift by 0.36 deviations of one feature; under it a note; judged"
     ] = 0.6,
+    plain: Annotated[
+        float, "AUC at a glance: other preprocessing, not another month; judged"
+    ] = 0.9,
 ) -> Iterator[Fault]:
     """Splits that a held-out classifier tells apart."""
-    if not seen.p < chance:
+    if not seen.p < chance or (seen.glance and seen.auc < plain):
         return
     telling = [g for g in seen.features if g.p * max(len(seen.features), 1) < chance][:3]
     by = ", ".join(f"{g.name} (AUC {g.auc:.2f})" for g in telling) or seen.look

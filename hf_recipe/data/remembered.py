@@ -87,6 +87,12 @@ def recalling(probe: Probe) -> Probe:
     return replace(probe, take=take, needs=())
 
 
+def is_known(probe: Probe, subject: Subject) -> bool:
+    """Whether an inspection of the same data has left what `probe` found."""
+    names = (name_of(probe, subject, label_alone=alone) for alone in (False, True))
+    return any(_read(probe, name) is not None for name in names)
+
+
 def name_of(probe: Probe, subject: Subject, *, label_alone: bool = False) -> str | None:
     """The fingerprint of what `probe` reads; None where the data cannot be told by name.
 

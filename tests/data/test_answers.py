@@ -347,14 +347,16 @@ def test_drift_of_images():
 
 
 def test_drift_is_judged_by_its_numbers():
-    def said(auc, p):
-        seen = drift.SplitDrift(auc, p, "words", (), 500, 500, 0.57)
+    def said(auc, p, glance=False):
+        seen = drift.SplitDrift(auc, p, "words", (), 500, 500, 0.57, glance=glance)
         return [f.severity for f in drift.split_drift(seen)]
 
     assert said(0.7, 1e-9) == ["warning"]
     assert said(0.55, 1e-5) == ["note"]
     assert said(0.7, 0.01) == []
     assert said(0.7, float("nan")) == []
+    assert said(0.88, 1e-9, glance=True) == []  # another month
+    assert said(0.95, 1e-9, glance=True) == ["warning"]
 
 
 def test_shortcuts_are_judged_by_their_numbers():

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_wine
+from sklearn.datasets import load_digits, load_wine
 from torch import nn
 from transformers import DataCollatorForTokenClassification, Trainer
 
@@ -101,6 +101,58 @@ def label_behind_the_ids(folder: Path, faulty: bool) -> Trainer:
     )
 
 
+def evaluated_in_another_spelling(folder: Path, faulty: bool) -> Trainer:
+    """A vocabulary of lower-case words; the evaluation texts are not lowered."""
+    draw = np.random.default_rng(6)
+
+    def rows(count: int, unknown: float) -> datasets.Dataset:
+        labels = draw.integers(0, 3, count).tolist()
+        ids = []
+        for label in labels:
+            body = draw.integers(20, 80, int(draw.integers(8, 20)))
+            body[draw.choice(len(body), 3, replace=False)] = 5 + label
+            body[draw.random(len(body)) < unknown] = 1
+            ids.append([2, *body.tolist(), 3])
+        return datasets.Dataset.from_dict({"input_ids": ids, "labels": labels})
+
+    return Trainer(
+        model=bert(vocab_size=80, num_labels=3),
+        args=arguments(folder, max_steps=3),
+        train_dataset=rows(300, 0.0),
+        eval_dataset=rows(200, 0.4 if faulty else 0.0),
+        data_collator=padded,
+    )
+
+
+def evaluated_at_another_scale(folder: Path, faulty: bool) -> Trainer:
+    """Pictures from 0 to 1 in training, from -1 to 1 in the evaluation."""
+    data = digits(700)
+    train, held = data.select(range(500)), data.select(range(500, 700))
+    if faulty:
+        held = held.map(lambda row: {"x": (2 * np.asarray(row["x"]) - 1).tolist()})
+    return Trainer(
+        model=Table(64, 10), args=arguments(folder, max_steps=3),
+        train_dataset=train, eval_dataset=held,
+    )  # fmt: skip
+
+
+def digits(count: int) -> datasets.Dataset:
+    x, y = load_digits(return_X_y=True)
+    chosen = np.random.default_rng(0).permutation(len(x))[:count]
+    return datasets.Dataset.from_dict({"x": (x[chosen] / 16).tolist(), "labels": y[chosen]})
+
+
+def padded(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    longest = max(len(row["input_ids"]) for row in rows)
+    ids = [row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in rows]
+    found = torch.tensor(ids)
+    return {
+        "input_ids": found,
+        "attention_mask": (found != 0).long(),
+        "labels": torch.tensor([row["labels"] for row in rows]),
+    }
+
+
 def tags_of_another_order(folder: Path, faulty: bool) -> Trainer:
     """The names stay in the column of tags; `map` made plain numbers of them."""
     tok = tw.tokenizer("wordpiece", shape="bert")
@@ -175,6 +227,8 @@ CASES = [
     Case("target-in-input", target_among_features, "warning", name="an element is the target"),
     Case("target-in-input", label_behind_the_text, "warning", name="the class behind the text"),
     Case("target-in-input", label_behind_the_ids, "warning", name="the class behind ids"),
+    Case("split-drift", evaluated_in_another_spelling, "warning", name="another spelling"),
+    Case("split-drift", evaluated_at_another_scale, "warning", name="another scale"),
     Case("label-name-mismatch", tags_of_another_order, "error", name="names in the tags"),
     Case("label-name-mismatch", words_of_another_order, "error", name="names in words"),
     Case("split-leak", leaks, "error", name="transform of whole batches"),
