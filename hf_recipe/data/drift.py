@@ -364,5 +364,6 @@ SPLIT_DRIFT = Check(
     source="Lopez-Paz and Oquab 2017 (arXiv:1610.06545); Mann and Whitney 1947",
     judges=(split_drift,),
     unsure="Splits that differ on purpose (later dates, new speakers, another domain).",
+    explains=("input-ignored",),
     call=CALL,
 )
