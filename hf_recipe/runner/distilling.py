@@ -49,9 +49,13 @@ def distil(journey: Journey) -> None:
 
 
 def student_of(journey: Journey) -> Setup:
-    """A small network at the rate the job began with: it bears more than a large one."""
-    rate = journey.lab.start.learning_rate
-    return journey.setup.change(model="student", learning_rate=rate, dropout=0.0)
+    """A network of half the width: it bears twice the rate, and learns twice as long.
+
+    Adam's rate goes with one over the width (Yang et al. 2022, arXiv:2203.03466), from the one that
+    the job began with; and each of its steps costs a fraction of the teacher's.
+    """
+    rate, epochs = 2 * journey.lab.start.learning_rate, 2 * journey.setup.epochs
+    return journey.setup.change(model="student", learning_rate=rate, epochs=epochs, dropout=0.0)
 
 
 # ------------------------------------------------------------------ the teacher
