@@ -95,9 +95,12 @@ def provenance(seed: int) -> dict[str, Any]:
     import torch
     import transformers
 
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout
+
+    commit = git("describe", "--always").strip()
+    if git("status", "--porcelain", "--", ".", ":!docs/figures"):  # figures change none
+        commit += "-dirty"
     return {
         "commit": commit,
         "python": platform.python_version(),
