@@ -99,7 +99,7 @@ def provenance(seed: int) -> dict[str, Any]:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout
 
     commit = git("describe", "--always").strip()
-    if git("status", "--porcelain", "--", ".", ":!docs/figures"):  # figures change none
+    if git("status", "--porcelain", "--", ".", ":!docs/figures*"):  # figures change none
         commit += "-dirty"
     return {
         "commit": commit,
