@@ -136,6 +136,34 @@ def evaluated_at_another_scale(folder: Path, faulty: bool) -> Trainer:
     )  # fmt: skip
 
 
+def contradicted(folder: Path, faulty: bool) -> Trainer:
+    """A third of the pictures comes twice, under two labels."""
+    data = digits(400)
+    if faulty:
+        again = data.select(range(130)).map(lambda row: {"labels": (row["labels"] + 1) % 10})
+        data = datasets.concatenate_datasets([data, again])
+    args = arguments(folder, max_steps=3)
+    return Trainer(model=Table(64, 10), args=args, train_dataset=data)
+
+
+def repeated(folder: Path, faulty: bool) -> Trainer:
+    """A third of the pictures comes twice."""
+    data = digits(400)
+    if faulty:
+        data = datasets.concatenate_datasets([data, data.select(range(130))])
+    args = arguments(folder, max_steps=3)
+    return Trainer(model=Table(64, 10), args=args, train_dataset=data)
+
+
+def emptied(folder: Path, faulty: bool) -> Trainer:
+    """Every tenth text is lost."""
+    labels = np.random.default_rng(2).integers(0, 3, 150).tolist()
+    texts = tw.texts(150, seed=4)
+    if faulty:
+        texts = ["" if i % 10 == 0 else text for i, text in enumerate(texts)]
+    return classified(tw.tokenizer("bytes", shape="bert"), texts, labels, folder)
+
+
 def digits(count: int) -> datasets.Dataset:
     x, y = load_digits(return_X_y=True)
     chosen = np.random.default_rng(0).permutation(len(x))[:count]
@@ -227,6 +255,9 @@ CASES = [
     Case("target-in-input", target_among_features, "warning", name="an element is the target"),
     Case("target-in-input", label_behind_the_text, "warning", name="the class behind the text"),
     Case("target-in-input", label_behind_the_ids, "warning", name="the class behind ids"),
+    Case("conflicting-labels", contradicted, "warning"),
+    Case("duplicate-example", repeated, "note"),
+    Case("blank-example", emptied, "warning"),
     Case("split-drift", evaluated_in_another_spelling, "warning", name="another spelling"),
     Case("split-drift", evaluated_at_another_scale, "warning", name="another scale"),
     Case("label-name-mismatch", tags_of_another_order, "error", name="names in the tags"),
