@@ -84,23 +84,30 @@ class SplitDrift(Measurement):
 
 def take_drift(subject: Subject) -> Iterator[Located | Answer | Table]:
     """Compare every evaluation set with the training set."""
+    seen, reasons = every_drift(subject)
+    for split, measured in seen.items():
+        yield Located(measured, split)
+        yield drift_table(measured, split)
+    said = [f"{split}: {sentence(measured)}" for split, measured in seen.items()]
+    yield Answer("Are the splits drawn alike?", "data", "; ".join(said + reasons))
+
+
+def every_drift(
+    subject: Subject, *, glance: bool = False
+) -> tuple[dict[str, SplitDrift], list[str]]:
+    """`drift` by evaluation set, and why others could not be compared; Skip where none could."""
     if not subject.evaluation:
         raise Skip("there is no evaluation set to compare with the training set")
     train = source_of(subject, "train")
-    reasons, sentences = [], {}
+    seen, reasons = {}, []
     for split in subject.evaluation:
         try:
-            measured = drift(subject, train, source_of(subject, split))
+            seen[split] = drift(subject, train, source_of(subject, split), glance=glance)
         except Skip as reason:
             reasons.append(f"{split}: {reason}")
-            continue
-        yield Located(measured, split)
-        yield drift_table(measured, split)
-        sentences[split] = sentence(measured)
-    if not sentences:
+    if not seen:
         raise Skip("; ".join(reasons))
-    text = "; ".join([f"{split}: {said}" for split, said in sentences.items()] + reasons)
-    yield Answer("Are the splits drawn alike?", "data", text)
+    return seen, reasons
 
 
 def drift(

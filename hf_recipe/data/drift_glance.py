@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hf_recipe.core.check import Located, Probe, Skip
-from hf_recipe.data.drift import DRIFT, SplitDrift, drift
+from hf_recipe.data.drift import DRIFT, SplitDrift, every_drift
 from hf_recipe.data.remembered import is_known
-from hf_recipe.data.source import source_of
 from hf_recipe.instruments.subject import Subject
 
 
@@ -20,24 +19,14 @@ def take_glance(subject: Subject) -> Iterator[Located]:
     """Compare a few rows of every evaluation set with a few of the training set."""
     if subject.cache.get("raw"):
         raise Skip("looked for along with everything else")
-    if not subject.evaluation:
-        raise Skip("there is no evaluation set to compare with the training set")
-    if subject.train is None or any(subject.rows(s).is_stream for s in subject.evaluation):
+    if subject.train is None or any(
+        subject.rows(s).is_stream for s in ("train", *subject.evaluation)
+    ):
         raise Skip("a stream is not read ahead")
     if is_known(DRIFT, subject):
         raise Skip("known from an inspection of the same data")
-    reasons = []
-    for split in subject.evaluation:
-        try:
-            seen = drift(
-                subject, source_of(subject, "train"), source_of(subject, split), glance=True
-            )
-        except Skip as reason:
-            reasons.append(f"{split}: {reason}")
-            continue
+    for split, seen in every_drift(subject, glance=True)[0].items():
         yield Located(seen, split)
-    if len(reasons) == len(subject.evaluation):
-        raise Skip("; ".join(reasons))
 
 
 DRIFT_GLANCE = Probe("glance at both splits", "dataset", (SplitDrift,), take_glance)

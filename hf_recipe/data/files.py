@@ -43,13 +43,18 @@ def load_path(path: Path) -> dict[str, Any]:
     try:
         if not files:
             return dict(datasets.load_dataset("imagefolder", data_dir=str(path)))
-        return {name: _dataset(read_table(file)) for name, file in files.items()}
+        return {name: as_dataset(read_table(file)) for name, file in files.items()}
     except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, OSError) as error:
         cause = error.__cause__ or error
         raise ValueError(f"cannot read {path}: {cause}") from error
 
 
-def _dataset(table: pa.Table) -> Any:
+def as_dataset(table: pa.Table) -> Any:
+    """A table as a `datasets.Dataset`.
+
+    Raises:
+        ValueError: two columns have one name.
+    """
     import datasets
 
     twice = [name for name, count in Counter(table.column_names).items() if count > 1]
@@ -86,7 +91,20 @@ def _read_csv(path: Path, suffix: str) -> pa.Table:
         if pa.types.is_binary(column.type):
             raise ValueError(f"column {column.name} is not UTF-8; save the file as UTF-8")
     _require_closed_quotes(path, table)
-    return table
+    return _without_blanks(table)
+
+
+def _without_blanks(table: pa.Table) -> pa.Table:
+    """Where the header is written "a, b": names and texts without the blanks after the comma."""
+    import pyarrow.compute as pc
+
+    names = [name.strip() for name in table.column_names]
+    if names == table.column_names:
+        return table
+    columns = [
+        pc.utf8_trim_whitespace(c) if pa.types.is_string(c.type) else c for c in table.columns
+    ]
+    return pa.table(columns, names=names)
 
 
 def _delimiter(path: Path) -> str:

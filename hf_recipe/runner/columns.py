@@ -127,7 +127,7 @@ def selected(rows: datasets.Dataset, columns: Sequence[str], what: str) -> datas
     for column in reversed(columns):  # the label, which stands last, is told of first
         if isinstance(rows.features[column], datasets.Image):
             continue
-        absent = [i for i, value in enumerate(rows[column]) if value is None or value != value]
+        absent = [i for i, v in enumerate(rows[column]) if v is None or v != v or v == ""]
         if absent:
             raise UsageError(
                 f"{what}: {len(absent)} rows have no value in {column!r}, "

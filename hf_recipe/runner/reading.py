@@ -8,19 +8,13 @@ from typing import TYPE_CHECKING
 
 import datasets
 
+from hf_recipe.data.files import READERS, as_dataset, read_table
 from hf_recipe.runner.usage import UsageError, first_line
 
 if TYPE_CHECKING:
     from hf_recipe.runner.options import DataOptions
 
-SUFFIXES = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".parquet": "parquet",
-    ".txt": "text",
-}
+SUFFIXES = READERS | {".txt": "text"}
 
 
 def from_hub(chosen: DataOptions) -> dict[str, datasets.Dataset]:
@@ -80,33 +74,18 @@ def read(path: str, flag: str) -> datasets.Dataset:
     if form is None:
         raise UsageError(f"{flag}: {path}: unknown ending; known: {', '.join(SUFFIXES)}")
     try:
-        if form == "csv":
-            rows = _read_csv(file, flag)
-        elif form == "text":
+        if form == "text":
             rows = _read_text(file)
-        elif form == "json":
-            rows = datasets.Dataset.from_json(str(file))
-        else:
+        elif form == "parquet":  # may be large: mapped, not held in memory
             rows = datasets.Dataset.from_parquet(str(file))
-    except UsageError:
-        raise
+        else:
+            rows = as_dataset(read_table(file))
     except Exception as error:  # whatever the reader says
         cause = error.__cause__ or error
         raise UsageError(f"{flag}: {path} cannot be read: {first_line(cause)}") from None
     if not len(rows):
         raise UsageError(f"{flag}: {path} has no rows")
     return rows
-
-
-def _read_csv(file: Path, flag: str) -> datasets.Dataset:
-    import pandas as pd  # type: ignore[import-untyped]
-
-    separator = "\t" if file.suffix.lower() == ".tsv" else ","
-    try:
-        frame = pd.read_csv(file, sep=separator, skipinitialspace=True)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UsageError(f"{flag}: {file} cannot be read: {first_line(error)}") from None
-    return datasets.Dataset.from_pandas(frame, preserve_index=False)
 
 
 def _read_text(file: Path) -> datasets.Dataset:

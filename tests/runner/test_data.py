@@ -64,6 +64,16 @@ def test_numbers_and_a_real_target_are_a_regression(tmp_path):
     assert abs(float(data.labels("train").std()) - 1) < 1e-4
 
 
+@pytest.mark.parametrize("sign", [",", ";", ", "])
+def test_a_table_is_read_as_inspect_reads_it(sign, tmp_path):
+    """Whatever parts its cells; and a class may be called as pandas calls nothing."""
+    lines = [("a", "b", "label")]
+    lines += [(str(i), str(i * i % 7), ("None", "NA")[i % 2]) for i in range(100)]
+    text = "\n".join(sign.join(cells) for cells in lines)
+    data = load(options(tmp_path, train_file=csv(tmp_path, text)))
+    assert (data.kind, data.inputs, data.classes) == ("numbers", ("a", "b"), ("NA", "None"))
+
+
 def test_a_folder_of_images(tmp_path):
     for name, shade in (("dark", 10), ("light", 240)):
         (tmp_path / "pictures" / name).mkdir(parents=True)
@@ -96,6 +106,7 @@ def test_equal_inputs_stay_on_one_side():
         (table(), {"task": "regression"}, "--task regression needs numbers"),
         (table(), {"task": "image-classification"}, "needs a column of images"),
         ('a,label\n"unclosed,1\nx,2,3,4\n', {}, "cannot be read"),
+        ('a,label\nx,1\ny,"never closed\nz,1\n', {}, "opens a quote that never closes"),
         ("", {}, "cannot be read"),
         (
             table().replace(",pos", ",", 1),
