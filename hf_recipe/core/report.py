@@ -58,6 +58,13 @@ class Gate:
     def sentence(self) -> str:
         return GATES[self.stage]
 
+    @property
+    def because(self) -> str:
+        """The first reason that is marked with the verdict, else the first, else the sentence."""
+        mark = f"{self.verdict}: "
+        marked = [reason for reason in self.reasons if reason.startswith(mark)]
+        return next(iter(marked or self.reasons), self.sentence).removeprefix(mark)
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -121,10 +128,13 @@ class Report:
         passed = {gate.stage for gate in self.gates if gate.verdict != "fail"}
         for gate in self.gates:
             if gate.verdict == "fail":
-                reason = gate.reasons[0] if gate.reasons else gate.sentence
-                return f"The {gate.stage} gate is shut: {reason}"
+                return f"The {gate.stage} gate is shut: {gate.because}"
         if len(passed) == len(STAGES):
-            return "All five gates are open: leave it in training, then ensemble and distil."
+            doubts = [gate for gate in self.gates if gate.verdict == "warn"]
+            if doubts:  # the latest rests on all before it
+                last = doubts[-1]
+                return f"All five gates are open, {last.stage} with a doubt: {last.because}"
+            return "All five gates are open: leave it in training."
         for stage in STAGES:
             if stage not in passed and (self.gates or stage != "data"):
                 return f"Nothing stands in the way; {NEXT_MOVE[stage]}."

@@ -129,7 +129,9 @@ def test_the_next_step_is_the_worst_finding_then_the_first_shut_gate_then_the_ne
     assert report.next_step == "The complexify gate is shut: never overfitted"
     for stage in STAGES:
         report.gate(Gate(stage, "pass"))
-    assert report.next_step.startswith("All five gates are open")
+    assert report.next_step == "All five gates are open: leave it in training."
+    report.gate(Gate("tune", "warn", ("distilled", "warn: undecided")))
+    assert report.next_step == "All five gates are open, tune with a doubt: undecided"
     assert "one_batch" in Report().next_step
 
 
