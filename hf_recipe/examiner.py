@@ -92,14 +92,18 @@ class Examiner:
             name: check for name, check in CHECKS.items() if settings.selects(name, check.stage)
         }
         self._judges: dict[str, list[Check]] = {}
+        self._answers: dict[tuple[type[Measurement], ...], list[Check]] = {}  # of `judging`
         for check in self.selected.values():
             for kind in check.by_kind:
                 self._judges.setdefault(kind, []).append(check)
 
     def judging(self, kinds: Iterable[type[Measurement]]) -> list[Check]:
         """The selected checks that judge any of `kinds`."""
-        found = [check for kind in kinds for check in self._judges.get(kind.kind(), ())]
-        return list(dict.fromkeys(found)) if len(found) > 1 else found
+        asked = tuple(kinds)
+        if asked not in self._answers:
+            found = [check for kind in asked for check in self._judges.get(kind.kind(), ())]
+            self._answers[asked] = list(dict.fromkeys(found))
+        return self._answers[asked]
 
     def skip(self, kinds: Iterable[type[Measurement]], reason: str) -> None:
         """Say why the checks that judge `kinds` could not run (unless they have)."""

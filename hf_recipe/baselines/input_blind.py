@@ -254,6 +254,7 @@ MONITOR = Monitor(
     moment="eval",
     measures=(AgainstBlind,),
     fold=compare_with_blind,
+    patient=True,
 )
 
 

@@ -66,11 +66,11 @@ def follow_range(
 ) -> tuple[dict[str, Any], LossRange | None]:
     """Keep the lowest and the highest loss; measures once after 48 steps, and at the end."""
     state = {"steps": 0, "lowest": math.inf, "highest": -math.inf, "told": False, **state}
-    for step in window.steps:
-        if math.isfinite(step.loss) and step.learning_rate > 0:
-            state["steps"] += 1
-            state["lowest"] = min(state["lowest"], step.loss)
-            state["highest"] = max(state["highest"], step.loss)
+    losses = [step.loss for step in window.finite if step.learning_rate > 0]
+    if losses:
+        state["steps"] += len(losses)
+        state["lowest"] = min(state["lowest"], *losses)
+        state["highest"] = max(state["highest"], *losses)
     due = state["steps"] >= 48 and not state["told"]
     if not state["steps"] or not (due or window.ended):
         return state, None
@@ -84,18 +84,17 @@ def follow_fall(
     """Keep at most 256 points of loss by learning rate spent; measures at the end."""
     state = {"series": None, "spent": 0.0, "peak": 0.0, "steps": 0, **state}
     series = Series.from_state(state["series"], POINTS) if state["series"] else Series(POINTS)
-    spent, points = state["spent"], []
+    spent, places = state["spent"], []
     for step in window.steps:
         if math.isfinite(step.learning_rate):
             spent += step.learning_rate
         if math.isfinite(step.loss):
-            points.append((spent, step.loss))
-    series.extend(points)
-    rates = [s.learning_rate for s in window.steps if math.isfinite(s.learning_rate)]
+            places.append(spent)
+    series.extend(places, window.losses)
     state |= {
         "series": series.state(),
         "spent": spent,
-        "peak": max([state["peak"], *rates]),
+        "peak": max([state["peak"], *window.rates]),
         "steps": state["steps"] + len(window.steps),
     }
     start = seen.get(InitialLoss.kind())
@@ -198,7 +197,11 @@ def one_number(
 
 
 FOLLOW_RANGE = Monitor(
-    name="follow the loss's range", moment="run", measures=(LossRange,), fold=follow_range
+    name="follow the loss's range",
+    moment="run",
+    measures=(LossRange,),
+    fold=follow_range,
+    patient=True,
 )
 
 FOLLOW_FALL = Monitor(
@@ -206,6 +209,7 @@ FOLLOW_FALL = Monitor(
     moment="run",
     measures=(LossFall,),
     fold=follow_fall,
+    patient=True,
 )
 
 LOSS_NOT_DECREASING = Check(

@@ -54,11 +54,13 @@ def follow_clipping(
     if plan is None or not plan.max_grad_norm or plan.max_grad_norm <= 0:
         return state, None
     series = Series.from_state(state["series"], POINTS) if state["series"] else Series(POINTS)
-    norms = [(s.step, s.grad_norm) for s in window.steps if s.grad_norm is not None]
-    norms = [point for point in norms if math.isfinite(point[1])]
+    norms = [
+        s.grad_norm for s in window.steps if s.grad_norm is not None and math.isfinite(s.grad_norm)
+    ]
+    places = range(state["steps"], state["steps"] + len(norms))
     state["steps"] += len(norms)
-    state["clipped"] += sum(norm > plan.max_grad_norm for _, norm in norms)
-    series.extend(norms)
+    state["clipped"] += sum(norm > plan.max_grad_norm for norm in norms)
+    series.extend(places, norms)
     state["series"] = series.state()
     if len(series.y) < 8 or not (window.ended or (state["steps"] >= 48 and not state["told"])):
         return state, None
@@ -124,6 +126,7 @@ FOLLOW_CLIPPING = Monitor(
     moment="run",
     measures=(Clipping,),
     fold=follow_clipping,
+    patient=True,
 )
 
 CLIPPING_DOMINATES = Check(

@@ -97,11 +97,13 @@ def follow_waiting(
         Series.from_state(state[k], 64) if state[k] else Series(64) for k in ("s", "w")
     )
     warm = [step for step in window.steps if step.step > 8]
+    numbers = [step.step for step in warm]
+    took, waited = [step.seconds for step in warm], [step.waiting for step in warm]
     state["steps"] += len(warm)
-    state["seconds"] += sum(step.seconds for step in warm)
-    state["waiting"] += sum(step.waiting for step in warm)
-    seconds.extend([(step.step, step.seconds) for step in warm])
-    waits.extend([(step.step, step.waiting) for step in warm])
+    state["seconds"] += sum(took)
+    state["waiting"] += sum(waited)
+    seconds.extend(numbers, took)
+    waits.extend(numbers, waited)
     state |= {"s": seconds.state(), "w": waits.state()}
     if not window.ended or not state["steps"] or state["seconds"] <= 0:
         return state, None
@@ -163,7 +165,11 @@ FOLLOW_ORDER = Monitor(
     name="compare epochs' orders", moment="run", measures=(EpochOrder,), fold=follow_order
 )
 FOLLOW_WAITING = Monitor(
-    name="follow waiting for data", moment="run", measures=(Waiting,), fold=follow_waiting
+    name="follow waiting for data",
+    moment="run",
+    measures=(Waiting,),
+    fold=follow_waiting,
+    patient=True,
 )
 
 ORDER_REPEATS = Check(

@@ -10,13 +10,14 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from statistics import median
 from typing import Annotated, Any
 
 from hf_recipe.core.check import Check, Measurement, Monitor
 from hf_recipe.core.finding import Fault
 from hf_recipe.instruments.layers import LayerNumbers, LayerSample, LayerSamples
-from hf_recipe.instruments.window import Window
+from hf_recipe.instruments.window import Step, Window
 
 ATTENDING = re.compile(
     r"(^|[._])(q|k|query|key)([._](proj|proj_weight|lin))?(\.lora_[AB]\.\w+)?\.weight$"
@@ -151,16 +152,13 @@ def follow_norms(
 ) -> tuple[dict[str, Any], GradientCourse | None]:
     """Keep the first and the last eight steps; measures every 16 steps or so, and at the end."""
     state = {"first": [], "last": [], "told": 0, "step": 0, **state}
-    known = [
-        step
-        for step in window.steps
-        if step.grad_norm is not None and math.isfinite(step.grad_norm) and math.isfinite(step.loss)
-    ]
-    pairs = [[step.grad_norm, step.loss] for step in known]
     missing = 8 - len(state["first"])
-    state["first"] = [*state["first"], *pairs[:missing]]
-    state["last"] = [*state["last"], *pairs[missing:]][-8:]
-    state["step"] = known[-1].step if known else state["step"]
+    first = list(islice(filter(_has_norm, window.finite), missing))
+    later = window.finite[window.finite.index(first[-1]) + 1 :] if first else window.finite
+    last = list(islice(filter(_has_norm, reversed(later)), 8))[::-1]
+    state["first"] = [*state["first"], *([s.grad_norm, s.loss] for s in first)]
+    state["last"] = [*state["last"], *([s.grad_norm, s.loss] for s in last)][-8:]
+    state["step"] = next((s.step for s in (*last[-1:], *first[-1:])), state["step"])
     if len(state["last"]) < 8 or (state["step"] < state["told"] + 16 and not window.ended):
         return state, None
     state["told"] = state["step"]
@@ -172,6 +170,10 @@ def follow_norms(
         early_loss=median(loss for _, loss in first),
         loss=median(loss for _, loss in last),
     )
+
+
+def _has_norm(step: Step) -> bool:
+    return step.grad_norm is not None and math.isfinite(step.grad_norm)
 
 
 def grown(

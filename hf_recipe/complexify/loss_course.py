@@ -104,8 +104,8 @@ def follow_steps(
 ) -> tuple[dict[str, Any], NonFiniteSteps | None]:
     """Count steps that are not finite; measures at first, when it gets worse, and at the end."""
     state = {**_START, **state}
-    for step in window.steps:
-        state["steps"] += 1
+    state["steps"] += len(window.steps)
+    for step in () if _all_finite(window, state) else window.steps:
         if not math.isfinite(step.loss):
             state["losses"] += 1
             if state["first_loss"] is None:
@@ -146,6 +146,13 @@ def follow_steps(
         where=origin.where if origin else "",
         began=told(origin) if origin else "",
     )
+
+
+def _all_finite(window: Window, state: Mapping[str, Any]) -> bool:
+    """Whether there is nothing to count: the steps are well, and so was the one before."""
+    norms = [step.grad_norm for step in window.steps if step.grad_norm is not None]
+    well = len(window.finite) == len(window.steps) and all(map(math.isfinite, norms))
+    return well and not state["streak"] and (state["losses"] > 0 or state["first_norm"] is None)
 
 
 def follow_evaluations(

@@ -95,7 +95,7 @@ def follow_course(
 ) -> tuple[dict[str, Any], LossCourse | None]:
     """Keep the last losses and the lowest level; measures at every flush from step 16 on."""
     state = {"steps": 0, "initial": None, "lowest": None, "calm": 0.0, "recent": [], **state}
-    losses = [s.loss for s in window.steps if math.isfinite(s.loss)]
+    losses = window.losses
     if losses and state["initial"] is None:
         before = getattr(seen.get("InitialLoss"), "observed", -math.inf)
         state["initial"] = max(losses[0], before) if math.isfinite(before) else losses[0]
@@ -128,21 +128,38 @@ def follow_spikes(
     recent: list[float] = state["recent"]
     full = len(recent) >= 2 * BLOCK
     level, noise = (median(recent), noise_of(recent)) if full else (0.0, 0.0)
-    rates = list(state["rates"])
-    for step in window.steps:
-        if not math.isfinite(step.loss):
-            state["open"] = None
-            continue
-        rates = [*rates[1 - BLOCK :], step.learning_rate]
-        if full and noise > 0 and max(rates) <= RATE_JUMPS * rates[0]:
-            _follow_rise(state, step, level, noise, closed)
-    usual = [s.loss for s in window.steps if math.isfinite(s.loss)]
-    state |= {"steps": state["steps"] + len(usual), "rates": rates}
+    usual = window.losses
+    rates = [*state["rates"], *(step.learning_rate for step in window.finite)]
+    if not _is_quiet(state, window, level, noise, rates):
+        place = len(state["rates"])
+        for step in window.steps:
+            if not math.isfinite(step.loss):
+                state["open"] = None
+                continue
+            place += 1
+            latest = rates[max(place - BLOCK, 0) : place]
+            if full and noise > 0 and max(latest) <= RATE_JUMPS * latest[0]:
+                _follow_rise(state, step, level, noise, closed)
+    state |= {"steps": state["steps"] + len(usual), "rates": rates[-BLOCK:]}
     if state["open"] is None:
         state["recent"] = [*recent, *usual][-4 * BLOCK :]
     if closed or (window.ended and state["steps"]):
         return state, LossSpikes(steps=state["steps"], spikes=tuple(closed))
     return state, None
+
+
+def _is_quiet(
+    state: dict[str, Any], window: Window, level: float, noise: float, rates: list[float]
+) -> bool:
+    """Whether no step of the window rises; what that says of the highest rise is kept."""
+    losses, calm = window.losses, len(window.losses) == len(window.steps)
+    if state["open"] is not None or not (calm and losses and noise > 0):
+        return False
+    rise = (max(losses) - level) / noise
+    if not rise < 4 or not max(rates) <= RATE_JUMPS * min(rates):
+        return False
+    state["highest"] = max(state["highest"], rise)
+    return True
 
 
 def _follow_rise(

@@ -160,8 +160,8 @@ def fold(
     """Follow the course; look ahead at half of a long run, and at the end."""
     if not state:
         state = {k: (type(v)(v) if isinstance(v, (list, dict)) else v) for k, v in _START.items()}
-    for step in window.steps:
-        if math.isfinite(step.loss) and math.isfinite(step.learning_rate):
+    for step in window.finite:
+        if math.isfinite(step.learning_rate):
             _keep(state, step.step, step.loss, step.learning_rate)
     if window.evaluation is not None:
         _keep_evaluation(state, window)

@@ -171,7 +171,11 @@ def fold_pace(
     plan = seen.get(ScheduleSummary.kind())
     if not isinstance(plan, ScheduleSummary) or not plan.peak > 0:
         return state, None
-    tally: dict[str, list[int]] = {name: [0, 0] for _, name in NAMED} | dict(state)
+    if not state and min(plan.planned) == max(plan.planned):  # at any pace
+        return state, None
+    tally: dict[str, list[int]] = dict(state) or {name: [0, 0] for _, name in NAMED}
+    refuted = {name for name, (told, wrong) in tally.items() if told >= 3 and wrong}
+    open_still = [item for item in NAMED if item[1] == "1" or item[1] not in refuted]
     step, rate = 0, 0.0
     known = [s for s in window.steps if (s.step - 1) % plan.every == 0]
     for done in known[:: max(1, len(known) // COMPARED)]:
@@ -179,7 +183,7 @@ def fold_pace(
         if point >= len(plan.planned):
             continue
         step, rate = done.step, done.learning_rate
-        for (pace, ahead), name in NAMED:
+        for (pace, ahead), name in open_still:
             place = point * pace + (ahead if plan.every == 1 else 0)
             if place >= len(plan.planned):
                 continue

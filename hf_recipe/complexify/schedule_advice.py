@@ -116,7 +116,7 @@ def picture(outlook: Outlook) -> Curve:
     )
 
 
-LOOK_AHEAD = Monitor("look ahead", "end", (Outlook,), fold)
+LOOK_AHEAD = Monitor("look ahead", "end", (Outlook,), fold, patient=True)
 
 STILL_IMPROVING = Check(
     name="still-improving",

@@ -328,10 +328,12 @@ class Monitor:
     ``fold(state, window, seen)`` returns ``(state, measurement or None)``. The state is JSON, so
     that it survives a resume; the window holds the host numbers of one flush, the same on all
     ranks; ``seen`` is the latest measurement of each kind so far: two pieces of evidence make a
-    third.
+    third. A ``patient`` one has nothing to tell between two evaluations: past the run's beginning
+    it is given the steps of many flushes together.
     """
 
     name: str
     moment: Moment
     measures: tuple[type[Measurement], ...]
     fold: Callable[[State, Any, Mapping[str, Measurement]], tuple[State, Measurement | None]]
+    patient: bool = False

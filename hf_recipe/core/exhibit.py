@@ -178,16 +178,16 @@ class Series:
                 self.y.append(float(y))
         self.seen += 1
 
-    def extend(self, points: Sequence[tuple[float, float]]) -> None:
+    def extend(self, x: Sequence[float], y: Sequence[float]) -> None:
         """Add one point after the other; at once where the room is there."""
-        kept = points[-self.seen % self.stride :: self.stride]
-        if len(self.x) + len(kept) > self.limit:
-            for x, y in points:
-                self.add(x, y)
+        kept = slice(-self.seen % self.stride, None, self.stride)
+        if len(self.x) + len(x[kept]) > self.limit:
+            for point in zip(x, y, strict=True):
+                self.add(*point)
             return
-        self.x += [float(x) for x, _ in kept]
-        self.y += [float(y) for _, y in kept]
-        self.seen += len(points)
+        self.x += map(float, x[kept])
+        self.y += map(float, y[kept])
+        self.seen += len(x)
 
     def line(self, name: str) -> Line:
         return Line(name, tuple(self.x), tuple(self.y))

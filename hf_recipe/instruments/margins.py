@@ -10,7 +10,7 @@ step pays for little more than the hook.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ RECENT, CHUNK = 128, 16  # rows of which that is the share, and after how many i
 STRANGE = 0.05  # share of the rows whose label changes, from which row numbers are not believed
 UNNUMBERED = "which rows a batch holds is not known"
 
-MicroBatch = tuple[list[torch.Tensor], Any, tuple[int, ...]]  # logits heard, labels, rows
+MicroBatch = tuple[Sequence[torch.Tensor], Any, Sequence[int]]  # logits heard, labels, rows
 
 
 class MarginWatch:
@@ -37,24 +37,31 @@ class MarginWatch:
     Args:
         rows: length of the training set.
         last_step: the step after which nothing is taken any more.
+        label: the name of the labels in a batch.
+        heard: the logits of the model's forward passes since it was last emptied, two at most; to
+            be emptied as a micro-batch begins: what was heard outside of one is not the run's.
 
     Attributes:
         reason: why there are none, once that is known.
         listening: whether forward passes are heard.
     """
 
-    def __init__(self, rows: int, last_step: int) -> None:
+    def __init__(
+        self, rows: int, last_step: int, label: str, heard: list[torch.Tensor] | None = None
+    ) -> None:
         self.stride = -(-rows // MOST_ROWS) or 1
         size = -(-rows // self.stride)
         self.last_step = last_step
+        self.label = label
+        self.heard = heard if heard is not None else []
         self.reason = ""
         self.sums = np.zeros(size, dtype=np.float32)
         self.counts = np.zeros(size, dtype=np.int32)
         self.labels = np.full(size, -1, dtype=np.int32)
         self.others = np.zeros(size, dtype=np.int32)
-        self._strange = self._seen = self._kept = 0
+        self._strange = self._seen = self._computed = 0
+        self._room = 1  # rows that may wait for a flush
         self._contradicted = 1.0  # running share of the recent rows
-        self._logits: list[torch.Tensor] = []
         self._waiting: list[MicroBatch] = []
         self._done: list[tuple[Any, Any, Any, Any]] = []
         self._hook: Any = None
@@ -71,13 +78,13 @@ class MarginWatch:
         if self._hook is not None:
             self._hook.remove()
         self._hook, self.listening = None, False
-        self._logits.clear()
+        self.heard.clear()
 
     def _hear(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        if module.training and torch.is_grad_enabled():
-            logits = logits_of(outputs)
-            if logits is not None and len(self._logits) < 2:
-                self._logits.append(logits.detach())
+        if module.training and len(self.heard) < 2:
+            logits = outputs.get("logits") if isinstance(outputs, dict) else logits_of(outputs)
+            if isinstance(logits, torch.Tensor) and logits.requires_grad:
+                self.heard.append(logits.detach())
 
     # ---------------------------------------------------------------- a run, in its order
 
@@ -86,25 +93,23 @@ class MarginWatch:
         if self.listening and step > self.last_step:
             self.disarm()
 
-    def starts(self) -> None:
-        """A micro-batch is about to run: what was heard outside of one is not the run's."""
-        if self._logits:
-            self._logits.clear()
-
-    def add(self, labels: Any, rows: tuple[int, ...]) -> None:
-        """One micro-batch has run: `labels` of its `rows`, in order."""
-        logits, self._logits = self._logits, []
-        if not self.listening:
-            return
+    def add(self, inputs: Any, rows: Sequence[int]) -> None:
+        """One micro-batch has run: its `inputs`, and its `rows` in the same order."""
+        logits = tuple(self.heard)
+        self.heard.clear()
+        try:
+            labels = inputs[self.label]
+        except (KeyError, TypeError, IndexError):
+            labels = None
         if not self._seen:
             self.reason = _unsuited(logits, labels, rows)
             if self.reason:
                 self.disarm()
                 return
+            self._room = max(1, MOST_KEPT // logits[0].shape[1])
         self._seen += len(rows)
         self._waiting.append((logits, labels, rows))
-        self._kept += logits[0].numel() if logits else 0
-        if self._kept > MOST_KEPT:
+        if self._seen >= self._computed + self._room:
             self._compute()
 
     def flush(self) -> None:
@@ -149,7 +154,7 @@ class MarginWatch:
 
     @torch.no_grad()
     def _compute(self) -> None:
-        waiting, self._waiting, self._kept = self._waiting, [], 0
+        waiting, self._waiting, self._computed = self._waiting, [], self._seen
         if not all(rows for _, _, rows in waiting):
             self.reason = UNNUMBERED
             self.disarm()
@@ -199,7 +204,7 @@ class MarginWatch:
         return np.repeat(np.array(knows, dtype=bool), sizes)
 
 
-def _unsuited(logits: list[torch.Tensor], labels: Any, rows: tuple[int, ...]) -> str:
+def _unsuited(logits: Sequence[torch.Tensor], labels: Any, rows: Sequence[int]) -> str:
     """Why a micro-batch has no margins by row, or ""."""
     if not isinstance(labels, torch.Tensor) or labels.is_floating_point():
         return "the labels are no class numbers"

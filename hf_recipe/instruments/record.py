@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from itertools import chain
+from math import isfinite
+from operator import attrgetter
+from time import perf_counter
+from typing import Any
 
 import torch
 
@@ -20,6 +25,11 @@ from hf_recipe.instruments.layers import whole
 from hf_recipe.instruments.window import Step
 
 FLUSH_EVERY, EARLY, LATE = 16, 128, 512
+DRAWN = {
+    "loss": attrgetter("loss"),
+    "learning rate": attrgetter("learning_rate"),
+    "gradient norm": attrgetter("grad_norm"),
+}
 
 
 def flushes_at(step: int) -> bool:
@@ -32,68 +42,96 @@ def flushes_at(step: int) -> bool:
     return step % (FLUSH_EVERY if step <= EARLY else 32 if step <= LATE else 64) == 0
 
 
-class _Done(NamedTuple):
-    """A finished step; on an accelerator its losses and its norm still lie there."""
+def flushes_after(step: int) -> int:
+    """The next step after `step` that `flushes_at` names."""
+    if step < 8:
+        return next(early for early in (1, 2, 4, 8) if early > step)
+    every = FLUSH_EVERY if step < EARLY else 32 if step < LATE else 64
+    return (step // every + 1) * every
 
-    step: int
-    losses: list[torch.Tensor | float]
-    norm: torch.Tensor | float | None
-    learning_rate: float
-    rows: list[int]
-    seconds: float
-    waiting: float
+
+Rows = tuple[int, ...]
+Scalar = torch.Tensor | float  # on an accelerator it still lies there
+# step, losses of its micro-batches, norm, learning rate, rows, seconds, of them waiting
+_Done = tuple[int, list[Scalar], Scalar | None, float, list[Rows], float, float]
 
 
 @dataclass
 class Recorder:
     """Collects one run's steps. `active` False makes every method return at once.
 
+    What runs at every step is written to touch few objects: after a step of the model the caches
+    are cold, and each new object that is looked at costs more than what is done with it.
+
     Attributes:
         micro_batches: losses of the current step's micro-batches so far: numbers on a CPU, where
             nobody waits for them; elsewhere tensors.
+        closely: whether the step that runs is looked at by others too, not recorded alone.
+        finite: whether every loss since the last flush was, as far as a CPU alone can tell.
+        norm: of the current step's gradient; like the losses.
+        began: when the current step began, in seconds of `perf_counter`.
         curves: bounded series of loss, learning rate and gradient norm by step.
     """
 
     active: bool = True
-    micro_batches: list[torch.Tensor | float] = field(default_factory=list)
-    norm: torch.Tensor | float | None = None
-    rows: list[int] = field(default_factory=list)
+    closely: bool = True
+    finite: bool = True
+    micro_batches: list[Scalar] = field(default_factory=list)
+    norm: Scalar | None = None
+    rows: list[Rows] = field(default_factory=list)
+    began: float = 0.0
     waiting: float = 0.0
     learning_rate: float = math.nan
     last_step: int = 0
     curves: dict[str, Series] = field(default_factory=dict)
     _done: list[_Done] = field(default_factory=list)
-    _finite: bool = True
 
-    def add(self, loss: torch.Tensor) -> bool:
-        """Take in a micro-batch's loss. False: it is not finite, as far as a CPU alone can tell."""
+    def add(self, loss: torch.Tensor, rows: Rows = ()) -> bool:
+        """Take in a micro-batch's loss and, where they are known, the rows it is of.
+
+        Returns:
+            False: the loss is not finite, as far as a CPU alone can tell.
+        """
+        self.rows.append(rows)
         if not loss.is_cpu:
             self.micro_batches.append(loss)
             return True
         value = loss.item()
         self.micro_batches.append(value)
-        if math.isfinite(value):
+        if isfinite(value):
             return True
-        self._finite = False
+        self.finite = False
         return False
 
-    def end_step(self, step: int, seconds: float) -> bool:
+    def take_norm(self, norm: Scalar | None) -> None:
+        """The gradient is complete: its norm before clipping, where somebody measured it."""
+        if type(norm) is torch.Tensor and norm.is_cpu:
+            norm = norm.item()
+        self.norm = norm
+
+    def take_rate(self, optimizer: Any) -> None:
+        """The optimizer, or Accelerate's around it, has stepped: at the rate of its first group."""
+        groups = getattr(getattr(optimizer, "optimizer", optimizer), "param_groups", None)
+        rate = groups[0]["lr"] if groups else math.nan
+        self.learning_rate = rate if type(rate) is float else float(rate)
+
+    def end_step(self, step: int) -> bool:
         """Close the current optimizer step; its numbers wait for the next flush.
 
         Returns:
-            What `add` said of its micro-batches.
+            `finite`: whether nothing has to be read out at once.
         """
         self.last_step = step
-        finite = self._finite
-        if self.micro_batches:
-            held = (self.micro_batches, self.norm, self.learning_rate, self.rows)
-            self._done.append(_Done(step, *held, seconds + self.waiting, self.waiting))
-        self._next_step()
-        return finite
-
-    def _next_step(self) -> None:
-        self.micro_batches, self.norm, self.rows, self.waiting = [], None, [], 0.0
-        self._finite = True
+        losses = self.micro_batches
+        if losses:
+            waiting = self.waiting
+            seconds = perf_counter() - self.began + waiting
+            self._done.append(
+                (step, losses, self.norm, self.learning_rate, self.rows, seconds, waiting)
+            )
+            self.micro_batches, self.rows = [], []
+        self.norm, self.waiting = None, 0.0
+        return self.finite
 
     def flush(self, factor: Callable[[int], float]) -> tuple[Step, ...]:
         """Read out the finished steps, averaged over ranks.
@@ -102,63 +140,62 @@ class Recorder:
             factor: micro-batches of a step -> what the sum of their losses is divided by to give
                 the mean loss in the model's own unit.
         """
-        done, self._done = self._done, []
+        done, self._done, self.finite = self._done, [], True
         if not done:
             return ()
-        losses = read_out([loss for item in done for loss in item.losses] + [i.norm for i in done])
+        losses = read_out([loss for item in done for loss in item[1]] + [item[2] for item in done])
         norms = losses[-len(done) :]
-        scales = {count: factor(count) for count in {len(item.losses) for item in done}}
+        units = {count: factor(count) / count for count in {len(item[1]) for item in done}}
         steps, place = [], 0
-        for item, norm in zip(done, norms, strict=True):
-            count = len(item.losses)
-            unit = scales[count] / count
-            micro = [loss / unit for loss in losses[place : place + count]]
+        for (step, held, seen, rate, parts, seconds, waiting), norm in zip(
+            done, norms, strict=True
+        ):
+            count = len(held)
+            unit = units[count]
+            micro = tuple([loss / unit for loss in losses[place : place + count]])
             place += count
-            steps.append(
-                Step(
-                    item.step,
-                    sum(micro) / count,
-                    item.learning_rate,
-                    None if item.norm is None else norm,
-                    tuple(micro),
-                    tuple(item.rows),
-                    item.seconds,
-                    item.waiting,
-                )
-            )
+            loss = sum(micro) / count
+            rows = parts[0] if len(parts) == 1 else tuple(chain.from_iterable(parts))
+            grad_norm = None if seen is None else norm
+            steps.append(Step(step, loss, rate, grad_norm, micro, rows, seconds, waiting))
         self._draw(steps)
         return tuple(steps)
 
     def _draw(self, steps: list[Step]) -> None:
-        for name, values in (
-            ("loss", [(step.step, step.loss) for step in steps]),
-            ("learning rate", [(step.step, step.learning_rate) for step in steps]),
-            ("gradient norm", [(s.step, s.grad_norm) for s in steps if s.grad_norm is not None]),
-        ):
-            points = [point for point in values if math.isfinite(point[1])]
+        for name, of in DRAWN.items():
+            points = [(s.step, y) for s in steps if (y := of(s)) is not None and isfinite(y)]
             if points:
-                self.curves.setdefault(name, Series()).extend(points)
+                self.curves.setdefault(name, Series()).extend(*zip(*points, strict=True))
 
     def drop(self) -> None:
         """Forget what has not been flushed: a step that was not finished, an earlier attempt."""
-        self._next_step()
-        self._done = []
+        self.micro_batches, self.rows, self._done = [], [], []
+        self.norm, self.waiting, self.finite = None, 0.0, True
 
 
-def read_out(values: Sequence[torch.Tensor | float | None]) -> list[float]:
+def read_out(values: Sequence[Scalar | None]) -> list[float]:
     """Scalars as numbers, averaged over ranks; None as 0. One copy and one collective for all."""
-    devices = {value.device for value in values if isinstance(value, torch.Tensor)}
-    device = next((each for each in devices if each.type != "cpu"), None)
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    device = next((each.device for each in tensors if not each.is_cpu), None)
     if device is None:
-        numbers = [whole(v).item() if isinstance(v, torch.Tensor) else v or 0.0 for v in values]
+        read = iter(_numbers(tensors))
+        numbers = [next(read) if isinstance(v, torch.Tensor) else v or 0.0 for v in values]
         return numbers if world_size() == 1 else mean_over_ranks(torch.tensor(numbers)).tolist()
     scalars = [value for value in values if type(value) is torch.Tensor and not value.ndim]
-    if len(devices) > 1 or len(scalars) < len(values):
+    if len(scalars) < len(values) or any(value.device != device for value in scalars):
         scalars = [_scalar(value, device) for value in values]
     return mean_over_ranks(torch.stack(scalars).detach().float()).tolist()
 
 
-def _scalar(value: torch.Tensor | float | None, device: torch.device) -> torch.Tensor:
+def _numbers(tensors: list[torch.Tensor]) -> list[float]:
+    """One number of each tensor on a CPU; at once where they are plain scalars."""
+    if {type(tensor) for tensor in tensors} == {torch.Tensor}:
+        with suppress(RuntimeError):  # of several shapes
+            return torch.stack(tensors).detach().reshape(-1).tolist()
+    return [whole(tensor).item() for tensor in tensors]
+
+
+def _scalar(value: Scalar | None, device: torch.device) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         return torch.tensor(value or 0.0, device=device)
     return whole(value).detach().float().to(device).reshape(())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import isfinite
+from typing import NamedTuple
 
 from hf_recipe.instruments.subject import Plan
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One optimizer step, as it really was.
 
     Attributes:
@@ -69,3 +71,18 @@ class Window:
     evaluation: Evaluation | None = None
     plan: Plan | None = None
     ended: bool = False
+
+    @cached_property
+    def finite(self) -> tuple[Step, ...]:
+        """The steps whose loss is finite."""
+        return tuple([step for step in self.steps if isfinite(step.loss)])
+
+    @cached_property
+    def losses(self) -> list[float]:
+        """The losses that are finite."""
+        return [step.loss for step in self.finite]
+
+    @cached_property
+    def rates(self) -> list[float]:
+        """The learning rates that are finite."""
+        return [step.learning_rate for step in self.steps if isfinite(step.learning_rate)]

@@ -52,10 +52,9 @@ def fold(
 ) -> tuple[State, LateNoise | None]:
     """Keep each set's metric; measure at the end."""
     state = dict(state) or {"sets": {}, "peak": 0.0, "rate": 0.0}
-    for step in window.steps:
-        if math.isfinite(step.learning_rate):
-            state["peak"] = max(state["peak"], step.learning_rate)
-            state["rate"] = step.learning_rate
+    if window.rates:
+        state["peak"] = max(state["peak"], *window.rates)
+        state["rate"] = window.rates[-1]
     if window.evaluation is not None:
         declared = seen.get(DeclaredMetric.kind())
         name = declared.name if isinstance(declared, DeclaredMetric) else "eval_loss"
@@ -120,7 +119,7 @@ def noisy(
     )
 
 
-LATE_NOISE = Monitor("follow the metric's scatter", "eval", (LateNoise,), fold)
+LATE_NOISE = Monitor("follow the metric's scatter", "eval", (LateNoise,), fold, patient=True)
 
 LATE_METRIC_NOISE = Check(
     name="late-metric-noise",

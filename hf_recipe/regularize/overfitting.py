@@ -224,4 +224,6 @@ PROBE = Probe(
     take=take,
     serves=("overfitting", "late-metric-noise"),
 )
-MONITOR = Monitor(name="watch validation turn", moment="eval", measures=(Turn,), fold=fold)
+MONITOR = Monitor(
+    name="watch validation turn", moment="eval", measures=(Turn,), fold=fold, patient=True
+)

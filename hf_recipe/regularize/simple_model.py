@@ -270,6 +270,7 @@ MONITOR = Monitor(
     moment="eval",
     measures=(AgainstSimple,),
     fold=fold,
+    patient=True,
 )
 
 SIMPLE_MODEL_WINS = Check(

@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_recipe.core.config import Settings
 from hf_recipe.explanation import stored_checks
-from hf_recipe.trainer.callback import RecipeCallback, share
+from hf_recipe.trainer.callback import Attached, RecipeCallback, share
 from hf_recipe.trainer.recipe import Recipe
 
 
@@ -80,7 +80,7 @@ def attach(
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, RecipeCallback):
             callback.join(recipe)
-    member = RecipeCallback()
+    member = Attached()
     member.join(recipe)
     trainer.add_callback(member)
     trainer.hf_recipe = recipe
@@ -89,7 +89,7 @@ def attach(
     return recipe
 
 
-def _let_go(trainer: Any, member: RecipeCallback) -> None:
+def _let_go(trainer: Any, member: Attached) -> None:
     callbacks = trainer.callback_handler.callbacks
     callbacks[:] = [callback for callback in callbacks if callback is not member]
     vars(trainer).pop("hf_recipe", None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection
+from time import perf_counter
 from typing import Any, ClassVar
 
 from transformers import TrainerCallback
@@ -106,16 +107,23 @@ class RecipeCallback(TrainerCallback):  # type: ignore[misc]
             recipe.epoch_begin()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if recipe := self._leading or self._lead(args):
-            recipe.step_begin(state)
+        recipe = self._leading or self._lead(args)
+        if recipe and recipe.trainer is None:  # else a seam tells it
+            if recipe.recorder.closely:
+                recipe.step_begin(state.global_step + 1)
+            recipe.recorder.began = perf_counter()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if recipe := self._leading or self._lead(args):
+        recipe = self._leading or self._lead(args)
+        if recipe and recipe.trainer is None and recipe.recorder.closely:
             recipe.before_update(kwargs.get("optimizer"))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if (recipe := self._leading or self._lead(args)) and recipe.closer_look.due:
-            recipe.updated(kwargs.get("optimizer"))
+        if recipe := self._leading or self._lead(args):
+            recorder = recipe.recorder
+            recorder.take_rate(kwargs.get("optimizer"))
+            if recorder.closely:
+                recipe.updated(kwargs.get("optimizer"))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if recipe := self._leading or self._lead(args):
@@ -136,6 +144,13 @@ class RecipeCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if recipe := self._lead(args):
             recipe.train_end(state, control)
+
+
+class Attached(RecipeCallback):
+    """What `attach` adds: with the Trainer at hand its seams tell what two events would."""
+
+    on_step_begin = TrainerCallback.on_step_begin
+    on_pre_optimizer_step = TrainerCallback.on_pre_optimizer_step
 
 
 class InitialLossCallback(RecipeCallback):

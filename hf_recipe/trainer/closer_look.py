@@ -63,6 +63,7 @@ class CloserLook:
         self._layers: LayerWatch | None = None
         self._units: ActivationWatch | None = None
         self.margins: MarginWatch | None = None  # of each training row's label
+        self.heard: list[torch.Tensor] = []  # logits of the forward passes, for the margins
         self._model: nn.Module | None = None
         self._searched = False
         self._trail: StepTrail | None = None
@@ -79,6 +80,7 @@ class CloserLook:
         self._model, self._searched = model, False
         self.planned = plan.total_steps if plan is not None else 0
         self._nth, self.due = 0, True
+        self.recorder.closely = True
         self._parameters = self._layers = self._units = self._modes = None
         self._trail = StepTrail() if self._retraces() else None
         if self.trainer is not None and self.examiner.judging((TrainingModes,)):
@@ -135,7 +137,9 @@ class CloserLook:
             self.examiner.skip((LabelSuspects,), reason)
             return None
         half = max(plan.total_steps // 2, EPOCHS * plan.steps_per_epoch) if plan is not None else 0
-        watch = MarginWatch(len(data), half)
+        names = self.trainer.label_names
+        label = names[0] if len(names) == 1 else ""
+        watch = MarginWatch(len(data), half, label, self.heard)
         watch.arm(model)
         return watch
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+STATE_KEY = "hf_recipe"
 WRITE_EVERY = 5.0  # seconds between two reports of a run in which nothing is found
 
 
@@ -189,6 +190,24 @@ class Closing:
         if saving and watch is not None:
             self.margins = watch.state()
         self.live_state()
+
+    def take_up(self, state: Any) -> Mapping[str, Any]:
+        """Ride in the TrainerState as a plain dict: saved with every checkpoint, read on resume.
+
+        Returns:
+            What `resuming.state_of` kept of the run that is resumed.
+        """
+        recipe = self.recipe
+        kept = state.stateful_callbacks.get(STATE_KEY) if state.global_step > 0 else None
+        if isinstance(kept, dict) and state.global_step != recipe.recorder.last_step:
+            recipe.watch.begin(dict(kept.get("monitors", {})))
+            self.restore(kept)
+        elif state.global_step == 0:
+            recipe.watch.begin({})
+            self.margins = {}
+        saved = dict(kept.get("saved", {})) if isinstance(kept, dict) else {}
+        state.stateful_callbacks[STATE_KEY] = self.live_state()
+        return saved
 
     def restore(self, kept: Mapping[str, Any]) -> None:
         """Findings, and the labels' margins, of the run that is resumed."""

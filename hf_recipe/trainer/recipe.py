@@ -7,7 +7,6 @@ goes quiet.
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -22,7 +21,7 @@ from hf_recipe.core.finding import Finding
 from hf_recipe.core.report import Report
 from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.distributed import from_rank_0, rank, world_size
-from hf_recipe.instruments.record import FLUSH_EVERY, Recorder, flushes_at
+from hf_recipe.instruments.record import Recorder, flushes_after, flushes_at
 from hf_recipe.instruments.subject import Plan, Subject
 from hf_recipe.instruments.window import Window
 from hf_recipe.regularize.paired_error import listen_to_rows
@@ -37,8 +36,6 @@ from hf_recipe.trainer.seams import EvaluationRecorder, Seams
 from hf_recipe.trainer.units import Units
 from hf_recipe.trainer.variance import TrialVariance, measured_variance
 from hf_recipe.trainer.watch import Watch
-
-STATE_KEY = "hf_recipe"
 
 
 class Recipe(OwnCalls):
@@ -75,7 +72,9 @@ class Recipe(OwnCalls):
                 self.evaluation,
                 unit=self.units.evaluation,
                 first_step=self._first_step,
+                step_begin=self.step_begin,
                 before_backward=self.before_backward,
+                before_update=self.before_update,
                 closer_look=self.closer_look,
             )
         )
@@ -83,7 +82,7 @@ class Recipe(OwnCalls):
         self._taken_for: weakref.ref[Any] | None = None
         self._moved: weakref.ref[Any] | None = None
         self._errors: list[Finding] = []
-        self._step_began = 0.0
+        self._attend = 0  # the next step of which there is more to do than to keep it
         self._training = False
 
     # ---------------------------------------------------------------- for the user
@@ -117,13 +116,15 @@ class Recipe(OwnCalls):
 
     def pause(self) -> None:
         """Stop looking on until `resume`; costs nothing while paused."""
-        self.paused, self.recorder.active = True, False
+        self.paused, self.recorder.active, self.recorder.closely = True, False, True
         self.recorder.drop()
         self.closer_look.end()
 
     def resume(self) -> None:
         """Look on again."""
         self.paused, self.recorder.active = False, True
+        self.recorder.drop()
+        self._attend = 0
         if self._training:
             self.closer_look.go_on()
 
@@ -176,9 +177,9 @@ class Recipe(OwnCalls):
         model = seen["model"]
         fresh = state.global_step == 0 and not self._is_moved(model)
         self.recorder.drop()
-        self._training = True
+        self._training, self._attend = True, 0
         self.closing.started(args, state)
-        saved = self._take_up_state(state)
+        saved = self.closing.take_up(state)
         self.install()
         if self.trainer is not None:
             callbacks = self.trainer.callback_handler.callbacks
@@ -210,16 +211,16 @@ class Recipe(OwnCalls):
     @event
     def epoch_begin(self) -> None:
         """A new pass over the data: rows drawn for the last one are not this one's."""
-        if self._seams is not None and self._seams.rows is not None:
-            self._seams.rows.drawn.clear()
+        if self._seams is not None:
+            self._seams.drawn.clear()
 
     @event
-    def step_begin(self, state: Any) -> None:
-        """All micro-batches of the next step are fetched."""
-        step, look = state.global_step + 1, self.closer_look
+    def step_begin(self, step: int) -> None:
+        """The micro-batches of step `step` are fetched, and it may be one to look at."""
+        look = self.closer_look
         if look.due or step >= look.next_due:
             look.step_begins(step)
-        self._step_began = time.perf_counter()
+        self.recorder.closely = look.due or (self._seams is not None and self._seams.before_first)
 
     @event
     def before_backward(self, inputs: Mapping[str, Any]) -> None:
@@ -228,39 +229,50 @@ class Recipe(OwnCalls):
 
     @event
     def before_update(self, optimizer: Any) -> None:
-        """Gradients are clipped; the optimizer steps next, at this rate."""
-        if optimizer is not None:
-            self.recorder.learning_rate = float(optimizer.param_groups[0]["lr"])
-            if self.closer_look.due:
-                self.closer_look.before_update(optimizer)
+        """Gradients are clipped, and the optimizer steps next."""
+        if optimizer is not None and self.closer_look.due:
+            self.closer_look.before_update(optimizer)
 
     @event
     def updated(self, optimizer: Any) -> None:
         """The optimizer has stepped; gradients are still there."""
-        self.closer_look.updated(optimizer)
+        if self.closer_look.due:
+            self.closer_look.updated(optimizer)
+
+    def step_end(self, state: Any, control: Any, model: Any, optimizer: Any = None) -> None:
+        """One optimizer step is done; of most steps there is no more to do than to keep it."""
+        recorder, step = self.recorder, state.global_step
+        if recorder.active and (
+            not recorder.end_step(step)
+            or step >= self._attend
+            or recorder.closely
+            or control.should_save
+            or control.should_evaluate
+        ):
+            self.attend(step, control, model, optimizer)
 
     @event
-    def step_end(self, state: Any, control: Any, model: Any, optimizer: Any = None) -> None:
-        """One optimizer step is done."""
-        step = state.global_step
-        finite = self.recorder.end_step(step, time.perf_counter() - self._step_began)
-        flushed = (step < FLUSH_EVERY or not step % FLUSH_EVERY) and flushes_at(step)
-        if flushed or self.closer_look.due:
+    def attend(self, step: int, control: Any, model: Any, optimizer: Any) -> None:
+        """A step that is read out, was looked at or went wrong, or before one to look at."""
+        look, flushed = self.closer_look, flushes_at(step)
+        if flushed or look.due:
             self._moved = weakref.ref(model)
-            self.closer_look.step_ends(step, flushed=flushed)
-        broken = not finite and world_size() == 1
+            look.step_ends(step, flushed=flushed)
+        broken = not self.recorder.finite and world_size() == 1
         if flushed or broken or control.should_save or control.should_evaluate:
-            self._flush()
+            self._flush(settle=control.should_save)
             if optimizer is not None:
                 self.closing.saved_state = state_of(optimizer, step)
             self.closing.refresh_state(saving=control.should_save)
             self.closing.tell(step)
             self._act(control)
+        self._attend = min(flushes_after(step), look.next_due - 1)
+        self.recorder.closely = look.due or step + 1 >= look.next_due
 
     @event
     def evaluated(self, state: Any, control: Any, metrics: Mapping[str, Any]) -> None:
         """One evaluation set has been passed over."""
-        self._flush()
+        self._flush(settle=True)
         evaluation = self.evaluation.read(state.global_step, metrics, self.units.evaluation())
         self._fold(Window(evaluation=evaluation, plan=self.plan))
         self.album.evaluated(state.global_step)
@@ -352,26 +364,13 @@ class Recipe(OwnCalls):
             self.fail("first step", error)
         self._stop_before_step_1()
 
-    def _flush(self, *, ended: bool = False) -> None:
+    def _flush(self, *, settle: bool = False, ended: bool = False) -> None:
         steps = self.recorder.flush(self.units.step)
-        if steps or ended:
-            self._fold(Window(steps=steps, plan=self.plan, ended=ended))
+        if steps or settle or ended:
+            self._fold(Window(steps=steps, plan=self.plan, ended=ended), settle=settle)
 
-    def _fold(self, window: Window) -> None:
-        self.watch.fold(window, self.recorder.last_step)
-
-    def _take_up_state(self, state: Any) -> Mapping[str, Any]:
-        """Ride in the TrainerState as a plain dict: saved with every checkpoint, read on resume."""
-        kept = state.stateful_callbacks.get(STATE_KEY) if state.global_step > 0 else None
-        if isinstance(kept, dict) and state.global_step != self.recorder.last_step:
-            self.watch.begin(dict(kept.get("monitors", {})))
-            self.closing.restore(kept)
-        elif state.global_step == 0:
-            self.watch.begin({})
-            self.closing.margins = {}
-        saved = dict(kept.get("saved", {})) if isinstance(kept, dict) else {}
-        state.stateful_callbacks[STATE_KEY] = self.closing.live_state()
-        return saved
+    def _fold(self, window: Window, *, settle: bool = False) -> None:
+        self.watch.fold(window, self.recorder.last_step, settle=settle)
 
     def _is_moved(self, model: Any) -> bool:
         return self._moved is not None and self._moved() is model

@@ -7,10 +7,11 @@ through untouched. `Seams.remove` deletes the attributes, so that nothing is lef
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from itertools import zip_longest
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -112,7 +113,9 @@ class Seams:
         evaluation: takes evaluation batches.
         unit: what an evaluation batch's loss is divided by to give the model's own mean.
         first_step: called once, with the inputs of the first training step, before it runs.
-        before_backward: called with each step's first micro-batch, before it runs.
+        step_begin: called with the number of a step that may be one to look at, as it begins.
+        before_backward: called with such a step's first micro-batch, before it runs.
+        before_update: called with the optimizer of such a step, when gradients are clipped.
         closer_look: told of the folder that a run resumes from, and of a micro-batch whose loss is
             not finite, before its update; the latter on a CPU alone, where reading the loss makes
             nobody wait.
@@ -125,7 +128,9 @@ class Seams:
         evaluation: EvaluationRecorder,
         unit: Callable[[], float],
         first_step: Callable[[Mapping[str, Any]], None],
+        step_begin: Callable[[int], None],
         before_backward: Callable[[Mapping[str, Any]], None],
+        before_update: Callable[[Any], None],
         closer_look: CloserLook,
     ) -> None:
         self.trainer = trainer
@@ -133,9 +138,12 @@ class Seams:
         self.evaluation = evaluation
         self.unit = unit
         self.first_step = first_step
+        self.step_begin = step_begin
         self.before_backward = before_backward
+        self.before_update = before_update
         self.closer_look = closer_look
         self.rows: RowRecorder | None = None
+        self.drawn: list[tuple[int, ...]] = []  # batches handed out, and not yet run
         self.before_first = True
         self._wrapped_sampler: tuple[Any, Any] | None = None
         self._installed: dict[str, Any] = {}
@@ -175,6 +183,7 @@ class Seams:
         if sampler is None:
             return
         self.rows = RowRecorder(sampler)
+        self.drawn = self.rows.drawn
         # DataLoader refuses to set it after construction; reading it back is all it guards.
         object.__setattr__(inner, "batch_sampler", self.rows)
         self._wrapped_sampler = (inner, sampler)
@@ -185,53 +194,83 @@ class Seams:
             inner, sampler = self._wrapped_sampler
             if inner.batch_sampler is self.rows:
                 object.__setattr__(inner, "batch_sampler", sampler)
-        self.rows = self._wrapped_sampler = None
+        self.rows, self.drawn, self._wrapped_sampler = None, [], None
 
     # ---------------------------------------------------------------- wrappers
 
     def _training_step(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        recorder, look = self.recorder, self.closer_look
+        recorder, heard, take = self.recorder, self.closer_look.heard, self._take_batch
 
         def training_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if not recorder.active:
-                loss = inner(model, inputs, *args, **kwargs)
-                if self.rows is not None:
-                    self.rows.take()
-                return loss
-            if self.before_first:
-                self.before_first = False
-                self.first_step(inputs)
-            margins = look.margins
-            if margins is not None and margins.listening:
-                margins.starts()
-            if look.due:
-                if not recorder.micro_batches:
-                    self.before_backward(inputs)
-                look.micro_batch(inputs)
-                with look.watching(model):
-                    loss = inner(model, inputs, *args, **kwargs)
-            else:
-                loss = inner(model, inputs, *args, **kwargs)
-            if isinstance(loss, torch.Tensor) and not recorder.add(loss):
-                look.not_finite(inputs)
-            rows = self.rows.take() if self.rows is not None else ()
-            recorder.rows += rows
-            if margins is not None and margins.listening:
-                margins.add(_labels(inputs, self.trainer.label_names), rows)
+            if recorder.closely:
+                return self._looked_at(inner, model, inputs, args, kwargs)
+            if heard:  # outside of a step
+                heard.clear()
+            loss = inner(model, inputs, *args, **kwargs)
+            take(loss, inputs)
             return loss
 
         return training_step
+
+    def _looked_at(
+        self, inner: Callable[..., Any], model: Any, inputs: Any, args: Any, kwargs: Any
+    ) -> Any:
+        """A micro-batch of the first step, of one to look at, or of a run that is not watched."""
+        recorder, look = self.recorder, self.closer_look
+        if not recorder.active:
+            loss = inner(model, inputs, *args, **kwargs)
+            if self.drawn:
+                self.drawn.pop(0)
+            return loss
+        if self.before_first:
+            self.before_first = False
+            self.first_step(inputs)
+        watching: AbstractContextManager[None] = nullcontext()
+        if look.due:
+            if not recorder.micro_batches:
+                self.before_backward(inputs)
+            look.micro_batch(inputs)
+            watching = look.watching(model)
+        look.heard.clear()
+        with watching:
+            loss = inner(model, inputs, *args, **kwargs)
+        self._take_batch(loss, inputs)
+        return loss
+
+    def _take_batch(self, loss: Any, inputs: Any) -> None:
+        """A micro-batch has run."""
+        drawn, margins = self.drawn, self.closer_look.margins
+        rows = drawn.pop(0) if drawn else ()
+        if isinstance(loss, torch.Tensor) and not self.recorder.add(loss, rows):
+            self.closer_look.not_finite(inputs)
+        if margins is not None and margins.listening:
+            margins.add(inputs, rows)
 
     def _get_batch_samples(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         recorder = self.recorder
 
         def get_batch_samples(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start = perf_counter()
             samples = inner(*args, **kwargs)
-            recorder.waiting += time.perf_counter() - start
+            recorder.began = now = perf_counter()
+            recorder.waiting += now - start
+            if recorder.closely:
+                self.step_begin(self.trainer.state.global_step + 1)
             return samples
 
         return get_batch_samples
+
+    def _get_grad_norm(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        recorder = self.recorder
+
+        def _get_grad_norm(*args: Any, **kwargs: Any) -> Any:
+            norm = inner(*args, **kwargs)
+            recorder.take_norm(norm)
+            if recorder.closely:
+                self.before_update(self.trainer.optimizer)
+            return norm
+
+        return _get_grad_norm
 
     def _load_optimizer_and_scheduler(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         def load(checkpoint: Any, *args: Any, **kwargs: Any) -> Any:
@@ -239,17 +278,6 @@ class Seams:
             return inner(checkpoint, *args, **kwargs)
 
         return load
-
-    def _get_grad_norm(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        recorder = self.recorder
-
-        def _get_grad_norm(*args: Any, **kwargs: Any) -> Any:
-            norm = inner(*args, **kwargs)
-            if recorder.active:
-                recorder.norm = norm
-            return norm
-
-        return _get_grad_norm
 
     def _prediction_step(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         def prediction_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hf_recipe.catalogue import MONITORS
 from hf_recipe.examiner import Examiner
-from hf_recipe.instruments.window import Window
+from hf_recipe.instruments.record import LATE
+from hf_recipe.instruments.window import Step, Window
+
+PATIENCE = 512  # steps that patient monitors are given together
 
 
 class Watch:
@@ -20,20 +24,35 @@ class Watch:
         self.examiner = examiner
         self.states: dict[str, dict[str, Any]] = {}
         self._dropped: set[str] = set()
+        self._held: list[Step] = []  # what the patient monitors have not seen yet
 
     def begin(self, states: dict[str, dict[str, Any]]) -> None:
         """A run begins, afresh (no states) or resumed."""
-        self.states, self._dropped = states, set()
+        self.states, self._dropped, self._held = states, set(), []
 
-    def fold(self, window: Window, step: int) -> None:
-        """Fold `window`; what is measured is judged at once."""
+    def fold(self, window: Window, step: int, *, settle: bool = False) -> None:
+        """Fold `window`; what is measured is judged at once.
+
+        Args:
+            step: optimizer steps done.
+            settle: whether the patient monitors, too, are to see all steps so far: an evaluation
+                or a checkpoint is next.
+        """
         split = window.evaluation.split if window.evaluation is not None else ""
+        self._held += window.steps
+        settle |= step <= LATE or len(self._held) >= PATIENCE or window.ended
+        together = replace(window, steps=tuple(self._held)) if settle else None
+        if settle:
+            self._held = []
         for name, monitor in MONITORS.items():
-            if name in self._dropped or not self.examiner.judging(monitor.measures):
+            given = together if monitor.patient and window.evaluation is None else window
+            if given is None or name in self._dropped:
+                continue
+            if not self.examiner.judging(monitor.measures):
                 continue
             try:
                 state, measured = monitor.fold(
-                    self.states.get(name, {}), window, self.examiner.latest
+                    self.states.get(name, {}), given, self.examiner.latest
                 )
             except Exception as error:  # the probe border
                 self.examiner.crash(monitor.measures, name, error)

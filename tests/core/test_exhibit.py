@@ -24,11 +24,11 @@ def test_a_series_stays_within_its_limit_and_is_evenly_spaced(limit, points):
 def test_points_that_come_together_are_kept_as_if_they_came_one_by_one(limit, sizes):
     one, many, place = Series(limit), Series(limit), 0
     for size in sizes:
-        points = [(i, i / 2) for i in range(place, place + size)]
+        points = range(place, place + size)
         place += size
-        many.extend(points)
-        for x, y in points:
-            one.add(x, y)
+        many.extend(points, [i / 2 for i in points])
+        for i in points:
+            one.add(i, i / 2)
     assert many.state() == one.state()
 
 

@@ -1,6 +1,7 @@
 """What a step was: read once, in the model's unit; which modules a guard has to put back."""
 
 import math
+from time import perf_counter
 
 import torch
 from torch import nn
@@ -18,16 +19,18 @@ def test_scalars_are_read_whatever_they_are():
 
 def test_a_step_of_several_micro_batches_in_the_models_unit():
     recorder = Recorder()
-    for loss in (2.0, 4.0):
-        assert recorder.add(torch.tensor(loss))
-    recorder.norm, recorder.rows, recorder.learning_rate = torch.tensor(0.5), [3, 1], 1e-3
-    recorder.waiting = 0.25
-    assert recorder.end_step(1, 1.0)
+    for loss, row in ((2.0, 3), (4.0, 1)):
+        assert recorder.add(torch.tensor(loss), (row,))
+    recorder.norm, recorder.waiting = torch.tensor(0.5), 0.25
+    recorder.take_rate(torch.optim.SGD([torch.zeros(1)], lr=1e-3))
+    recorder.began = perf_counter() - 1.0
+    assert recorder.end_step(1)
     assert not recorder.add(torch.tensor(math.nan))
-    assert not recorder.end_step(2, 1.0)
+    assert not recorder.end_step(2)
     first, second = recorder.flush(lambda micro_batches: 2.0 * micro_batches)
     assert (first.loss, first.micro_losses, first.rows) == (1.5, (1.0, 2.0), (3, 1))
-    assert (first.grad_norm, first.seconds, first.waiting) == (0.5, 1.25, 0.25)
+    assert (first.grad_norm, first.learning_rate, first.waiting) == (0.5, 1e-3, 0.25)
+    assert 1.25 <= first.seconds < 2.25
     assert math.isnan(second.loss)
     assert second.grad_norm is None
     assert recorder.curves["loss"].y == [1.5]

@@ -27,7 +27,7 @@ def numbers(model, rows, labels):
     sample = watch.after(1, float(loss), float(whole(norm)), 1.0)
     recorder.add(loss.detach())
     recorder.norm = norm
-    recorder.end_step(1, 0.0)
+    recorder.end_step(1)
     (step,) = recorder.flush(float)
     return sample, step.grad_norm
 

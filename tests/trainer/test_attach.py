@@ -102,9 +102,9 @@ def test_rows_are_those_of_the_batch(tmp_path):
     trainer.training_step = looks
     rows = []
     fold = recipe.watch.fold
-    recipe.watch.fold = lambda window, step: (
+    recipe.watch.fold = lambda window, step, **how: (
         rows.extend(s.rows for s in window.steps),
-        fold(window, step),
+        fold(window, step, **how),
     )
     trainer.train()
     assert len(rows) == len(inputs_seen) == 40
@@ -125,7 +125,10 @@ def test_evaluation_rows_average_to_the_evaluation_loss(kind, tmp_path):
     recipe = hf_recipe.attach(trainer)
     seen = []
     fold = recipe.watch.fold
-    recipe.watch.fold = lambda window, step: (seen.append(window), fold(window, step))
+    recipe.watch.fold = lambda window, step, **how: (
+        seen.append(window),
+        fold(window, step, **how),
+    )
     loss = trainer.evaluate()["eval_loss"]
     evaluation = next(w.evaluation for w in seen if w.evaluation is not None)
     assert evaluation.split == "validation"
@@ -160,7 +163,7 @@ def test_an_error_of_ours_never_stops_the_training(tmp_path, monkeypatch, caplog
     monkeypatch.setattr(recipe.recorder, "flush", breaks)
     trainer.train()
     assert trainer.state.global_step == 20
-    assert "KeyError" in recipe.report.crashed["recipe (step_end)"]
+    assert "KeyError" in recipe.report.crashed["recipe (attend)"]
 
 
 def test_pause_and_resume(tmp_path):

@@ -39,22 +39,21 @@ class Counting(TrainerCallback):
             self.reads.__exit__(None, None, None)
 
 
-class Elsewhere:
-    """What the recorder asks of a loss before it would read it: this one lies on no CPU."""
-
-    is_cpu = False
-
-    def item(self):
-        raise AssertionError("a loss on an accelerator was read at its step")
+ELSEWHERE = torch.empty((), device="meta")  # lies on no CPU, and cannot be read
 
 
-def add_elsewhere(self, loss):
-    finite = ADD(self, Elsewhere())
+def add_elsewhere(self, loss, rows):
+    finite = ADD(self, ELSEWHERE, rows)
     self.micro_batches[-1] = loss
     return finite
 
 
-ADD = Recorder.add
+def take_norm_elsewhere(self, norm):
+    TAKE_NORM(self, ELSEWHERE)
+    self.norm = norm
+
+
+ADD, TAKE_NORM = Recorder.add, Recorder.take_norm
 
 
 def reads_of(folder, *, watched):
@@ -78,9 +77,10 @@ def reads_of(folder, *, watched):
 def test_no_step_waits_for_the_device_but_those_that_are_flushed_or_sampled(tmp_path, monkeypatch):
     bare, on_cpu = (reads_of(tmp_path / str(w), watched=w) for w in (False, True))
     monkeypatch.setattr(Recorder, "add", add_elsewhere)
+    monkeypatch.setattr(Recorder, "take_norm", take_norm_elsewhere)
     watched = reads_of(tmp_path / "elsewhere", watched=True)
     usual = [s for s in range(FIRST, LAST + 1) if not flushes_at(s) and not looks_at(s)]
     assert len(usual) == 29
     assert {s: watched.get(s, 0) - bare.get(s, 0) for s in usual} == dict.fromkeys(usual, 0)
-    # on a CPU the loss is read at its step: nobody waits for it there
-    assert {s: on_cpu[s] - bare.get(s, 0) for s in usual} == dict.fromkeys(usual, 1)
+    # on a CPU loss and norm are read at their step: nobody waits for them there
+    assert {s: on_cpu[s] - bare.get(s, 0) for s in usual} == dict.fromkeys(usual, 2)
