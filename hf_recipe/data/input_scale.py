@@ -26,6 +26,9 @@ from hf_recipe.instruments.subject import Subject
 
 ROWS = 64
 LARGE, SMALL = 10.0, 0.02
+# One or two numbers of a feature, so many times as large as any other, are outliers (a check of
+# their own shows them) and say nothing of its scale; looked for among no more rows than this.
+STRAY, FEWEST, MOST = 8.0, 32, 4096
 # Tensors beside the input proper: places, marks, weights, answers, and vectors already embedded.
 BESIDE = re.compile(
     r"label|target|mask|bbox|box|position|weight|embed|hidden|state|noise|timestep|(^|_)(y|ids?|"
@@ -42,7 +45,8 @@ class TensorScale:
     Attributes:
         name: of the input; layer: the first layer that it reaches ("" where none was told apart).
         rows, features: how many were looked at.
-        largest: the largest root mean square of a feature, and where: largest_feature.
+        largest: the largest root mean square of a feature (without a stray row or two), and where:
+            largest_feature.
         large: features whose root mean square lies beyond `LARGE`.
         whole: the root mean square over all features: the scale of a fresh layer's outputs.
         typical: the median of the features' root mean squares.
@@ -105,7 +109,7 @@ def scale_of(name: str, value: torch.Tensor, axis: int = -1, layer: str = "") ->
     flat = value.detach().float()
     flat = torch.where(torch.isfinite(flat), flat, torch.zeros_like(flat))
     flat = flat.reshape(-1, 1) if flat.ndim == 1 else flat.movedim(axis, -1).flatten(0, -2)
-    mean_square = flat.square().mean(0)
+    mean_square = _mean_square(flat)
     if not flat.numel():
         return TensorScale(name, len(value), 0, 0.0, 0, 0, math.nan, math.nan, math.nan, layer)
     worst = int(mean_square.argmax())
@@ -123,6 +127,20 @@ def scale_of(name: str, value: torch.Tensor, axis: int = -1, layer: str = "") ->
         whole=math.sqrt(float(mean_square.mean())),
         typical=float(mean_square.sqrt().median()),
     )
+
+
+def _mean_square(flat: torch.Tensor) -> torch.Tensor:
+    """(features,) of (rows, features), outliers aside."""
+    rows = len(flat)
+    mean = flat.square().mean(0)
+    if not FEWEST <= rows <= MOST:
+        return mean
+    sizes, order = flat.abs().topk(3, dim=0)
+    for strays in (1, 2):
+        apart = (sizes[strays] > 0) & (sizes[strays - 1] > STRAY * sizes[strays])
+        rest = flat.scatter(0, order[:strays], 0.0).square().sum(0) / (rows - strays)
+        mean = torch.where(apart, rest, mean)
+    return mean
 
 
 class _Arrived(Exception):

@@ -4,18 +4,21 @@ The recipe looks at the outliers, since they almost always uncover a bug in the 
 cents, a document that was never split, a black picture. A row's distance from the median is
 measured in deviations that the column itself shows on that side, tails included (up to its 99th
 percentile), on a log scale where that is the more even one; so a long tail is no outlier, and
-what is left of it stands apart.
+what is left of it stands apart. The places of a vector are columns too; there are many, so what is
+told of one has to stand apart by a void.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip, private
 from hf_recipe.core.exhibit import Table
@@ -23,12 +26,17 @@ from hf_recipe.core.finding import Fault
 from hf_recipe.data.column_exhibits import shown, take_cells
 from hf_recipe.data.column_numbers import FEW_VALUES
 from hf_recipe.data.columns import summaries_of
+from hf_recipe.data.hashing import flat_array, list_parts
 from hf_recipe.data.near_prints import MOST_PICTURES, grey_pictures
+from hf_recipe.data.sample import floats_of
 from hf_recipe.data.source import Source, roles_of, source_of, splits_of
 from hf_recipe.data.summaries import EXTREMES, Summary
 from hf_recipe.instruments.subject import Subject
 
 FEWEST = 60
+# Of vectors: places that are looked at, rows that give their spread, places that are read again,
+# and how many times as far as any other row an outlier lies.
+WIDEST_VECTOR, ROWS_OF_VECTORS, MOST_PLACES, VOID = 512, 2_048, 16, 8.0
 SHOWN = 10
 # Quantiles that give a spread on their side, the normal deviate each stands for, and the rows from
 # which it is more than the extreme rows themselves.
@@ -63,6 +71,8 @@ class ColumnTail:
 class Tails(Measurement):
     """The extreme rows of a split's columns."""
 
+    version = 2
+
     columns: tuple[ColumnTail, ...]
     rows: int
     note: str = ""
@@ -96,6 +106,8 @@ def _tails(subject: Subject, split: str, source: Source) -> Iterator[ColumnTail]
         codes = summary.whole and summary.distinct.estimate <= FEW_VALUES
         if summary.kind == "other" or (summary.kind == "number" and codes):
             continue
+        if summary.kind == "numbers" and not source.varies:
+            yield from _of_elements(source, summary, name)
         of = {"number": "value", "image": "mean"}.get(summary.kind, "length")
         found = tail_of(name, of, summary)
         if found is not None:
@@ -112,6 +124,63 @@ def _brightness(subject: Subject, source: Source, name: str) -> Iterator[ColumnT
     tail = tail_of(name, "brightness", found)
     if tail is not None:
         yield tail
+
+
+def _of_elements(source: Source, summary: Summary, name: str) -> Iterator[ColumnTail]:
+    """The tails of a vector's places that a number far outside their first rows' spread stands in.
+
+    Most places of most vectors have none, so the rows are read again only for those that do.
+    """
+    low, high = summary.element_low, summary.element_high
+    if low is None or high is None or summary.whole or not 1 < len(low) <= WIDEST_VECTOR:
+        return
+    some = _grid(next(source.chunks([name])), name)[:ROWS_OF_VECTORS]
+    if len(some) < FEWEST:
+        return
+    middle = np.nanmedian(some, axis=0)
+    usual = np.nanquantile(np.abs(some - middle), 0.99, axis=0)
+    reach = np.maximum(high - middle, middle - low)
+    far = np.flatnonzero((usual > 0) & (reach > VOID * usual))
+    far = far[np.argsort(-reach[far] / usual[far], kind="stable")][:MOST_PLACES]
+    found = [Summary() for _ in far]
+    done = 0
+    for table in source.chunks([name]) if len(far) else ():
+        grid = _grid(table, name)
+        rows = source.rows[done : done + len(table)]
+        done += len(table)
+        for place, one in zip(far, found, strict=True):
+            values = grid[:, place]
+            one.rows += len(values)
+            one.add_scores(values, rows, np.isfinite(values))
+    for place, one in zip(far, found, strict=True):
+        tail = tail_of(f"{name}[{place}]", "value", one)
+        apart = 0 if tail is None else beyond_a_void(tail.distances)
+        if tail is not None and apart:
+            yield replace(
+                tail,
+                distances=tail.distances[:apart],
+                numbers=tail.numbers[:apart],
+                places=tail.places[:apart],
+                cut=False,
+            )
+
+
+def _grid(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
+    """(rows, places) of a column of vectors of one length; NaN in rows that are null."""
+    array = flat_array(table.column(name))
+    values, offsets = list_parts(array)
+    there = np.diff(offsets) > 0
+    width = int(np.diff(offsets).max(initial=0))
+    grid = np.full((len(array), width), np.nan)
+    grid[there] = floats_of(flat_array(values)).reshape(-1, width)
+    return grid
+
+
+def beyond_a_void(distances: tuple[float, ...]) -> int:
+    """How many of the distances, the furthest first, lie `VOID` times as far as the next one."""
+    nearest = 3.0  # rows nearer than that are not kept
+    pairs = pairwise((*distances, nearest))
+    return max((i for i, (far, near) in enumerate(pairs, 1) if far > VOID * near), default=0)
 
 
 def tail_of(name: str, of: str, summary: Summary) -> ColumnTail | None:

@@ -80,9 +80,24 @@ class Head:
         if self.softcap is not None and not self.softcap > 0:
             raise ValueError(f"softcap must be positive, or None; got {self.softcap}")
 
-    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: Any) -> Tensor:
-        """The logits (..., vocabulary) of hidden states (..., width), in a buffer of their own."""
-        product = F.linear(hidden, weight, bias).to(dtype)
+    def logits(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        dtype: Any,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """The logits (..., vocabulary) of hidden states (..., width), in memory of their own.
+
+        With `out`, (rows, vocabulary) of the weight's dtype, they lie there; `hidden` has rows.
+        """
+        if out is None:
+            product = F.linear(hidden, weight, bias).to(dtype)
+        elif bias is None:
+            product = torch.mm(hidden, weight.T, out=out)
+        else:
+            product = torch.addmm(bias, hidden, weight.T, out=out)
         if self.scale != 1.0:
             product.mul_(self.scale)
         if self.softcap is not None:

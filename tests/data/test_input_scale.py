@@ -41,3 +41,19 @@ def test_one_raw_column_among_unit_ones():
     values[:, 7] = values[:, 7] * 15 + 45  # an age
     (fault,) = faults(values)
     assert fault.message.startswith("x: 1 of 40 features")
+
+
+def test_a_stray_number_is_no_scale():
+    values = np.random.default_rng(0).normal(size=(64, 40)).astype("float32")
+    for strays, count in ((1, 0), (2, 0), (3, 1)):
+        values[:strays, 7] = 30_000.0
+        assert len(faults(values)) == count, strays
+    scale = scale_of("x", torch.as_tensor(values[1:, 8:]))
+    assert scale.largest == pytest.approx(np.sqrt(np.square(values[1:, 8:]).mean(0)).max())
+
+
+def test_a_feature_that_is_mostly_nothing_has_the_scale_of_the_rest():
+    values = np.random.default_rng(0).normal(size=(64, 40)).astype("float32")
+    values[:, 7] = 0.0
+    values[5, 7] = 30_000.0
+    assert len(faults(values)) == 1

@@ -2,7 +2,7 @@ import datasets
 import numpy as np
 import pytest
 
-from hf_recipe.data.outliers import ColumnTail, Tails, outlier_example
+from hf_recipe.data.outliers import ColumnTail, Tails, beyond_a_void, outlier_example
 from hf_recipe.inspection import inspect_dataset
 
 
@@ -72,3 +72,38 @@ def test_a_black_picture_is_shown():
     (finding,) = [f for f in report.flat if f.check == "outlier-example"]
     assert finding.examples == (31,)
     assert "brightness" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("distances", "apart"),
+    [((), 0), ((24.1,), 1), ((23.9,), 0), ((900.0, 80.0, 4.0), 2), ((30.0, 20.0, 10.0, 4.0), 0)],
+)
+def test_a_void(distances, apart):
+    assert beyond_a_void(distances) == apart
+
+
+def test_a_number_in_another_unit_is_found_inside_a_vector():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 30)) * rng.lognormal(0, 2, 30)
+    x[[5, 900, 1999], 3] *= 10_000
+    x[77, 20] = -1e6
+    seen = found({"x": x.tolist(), "one": rng.normal(size=2000)})
+    assert set(seen) == {"x[3]", "x[20]"}
+    assert set(seen["x[3]"].examples) == {5, 900, 1999}
+    assert seen["x[20]"].examples == (77,)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_places_of_vectors_have_long_tails_too(seed):
+    rng = np.random.default_rng(seed)
+    shape = (3000, 40)
+    assert not found(
+        {
+            "lognormal": rng.lognormal(0, 2, shape).tolist(),
+            "rare": np.where(rng.random(shape) < 0.985, 0, rng.exponential(1, shape)).tolist(),
+            "marks": (np.where(rng.random(shape) < 0.002, 1.0, 0.0) + 0.5).tolist(),
+            "walk": np.cumsum(rng.normal(size=shape), axis=1).tolist(),
+            "counts": rng.poisson(0.02, shape).tolist(),
+            "ragged": [rng.normal(size=n).tolist() for n in rng.integers(20, 30, 3000)],
+        }
+    )

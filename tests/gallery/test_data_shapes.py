@@ -250,7 +250,18 @@ def nulls(folder: Path, faulty: bool) -> Trainer:
     return padded_together(folder, null=faulty)
 
 
+def a_few_in_another_unit(folder: Path, faulty: bool) -> Trainer:
+    """One row in four hundred has one feature in thousandths."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 10)).astype("float32")
+    y = (x @ rng.normal(size=(10, 4))).argmax(1)
+    if faulty:
+        x[16::400, 3] *= 1000
+    return tabular(folder, x, y)
+
+
 CASES = [
+    Case("outlier-example", a_few_in_another_unit, "note"),
     Case("target-in-input", label_among_features, "warning", name="an element is the class"),
     Case("target-in-input", target_among_features, "warning", name="an element is the target"),
     Case("target-in-input", label_behind_the_text, "warning", name="the class behind the text"),
