@@ -25,8 +25,10 @@ class OwnClock:
 
     def __init__(self) -> None:
         self.step = 0
+        self.hears: Callable[[], bool] = lambda: False
         self.spent: dict[int, int] = defaultdict(int)
         self.length: dict[int, int] = {}
+        self.heard: set[int] = set()  # steps in which the margins' hook was there
         self._inside: list[bool] = []
         self._since = 0
 
@@ -55,22 +57,22 @@ class OwnClock:
             self.spent[self.step] += now - self._since
         self._since = time.perf_counter_ns()
 
-    def steps(self) -> Any:
-        """A callback that tells the clock which step it is, and takes the steps' lengths."""
-        from transformers import TrainerCallback
+    def follow(self, trainer: Any) -> None:
+        """Tell the step, and take the steps' lengths: one begins as its rows are asked for."""
+        fetch, began = trainer.get_batch_samples, 0
 
-        clock = self
+        def get_batch_samples(*args: Any, **kwargs: Any) -> Any:
+            nonlocal began
+            now = time.perf_counter_ns()
+            if began:
+                self.length[self.step] = now - began
+            self.step, began = trainer.state.global_step + 1, now
+            samples = fetch(*args, **kwargs)
+            if self.hears():
+                self.heard.add(self.step)
+            return samples
 
-        class Steps(TrainerCallback):
-            began = 0
-
-            def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                now = time.perf_counter_ns()
-                if self.began:
-                    clock.length[clock.step] = now - self.began
-                clock.step, self.began = state.global_step + 1, now
-
-        return Steps()
+        trainer.get_batch_samples = get_batch_samples
 
 
 @contextmanager
@@ -85,6 +87,7 @@ def attached(clock: OwnClock, trainer: Any) -> Iterator[None]:
     for name in SEAMS:
         setattr(trainer, name, clock.around(getattr(trainer, name), own=False))
     recipe = hf_recipe.attach(trainer)
+    clock.hears = lambda: (m := recipe.closer_look.margins) is not None and m.listening
     for name in SEAMS:
         setattr(trainer, name, clock.around(getattr(trainer, name), own=True))
     for callback in trainer.callback_handler.callbacks:
@@ -115,14 +118,19 @@ def hollow(clock: OwnClock, trainer: Any) -> Iterator[None]:
     for name in _events():
         setattr(callback, name, clock.around(nothing, own=True))
     trainer.add_callback(callback)
-    hook = trainer.model.register_forward_hook(clock.around(nothing, own=True))
+    handles: list[Any] = []
+    clock.hears = lambda: bool(handles)
 
-    class Half(TrainerCallback):
+    class Hear(TrainerCallback):
+        """A hook of the same kind over the first half of the run."""
+
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == state.max_steps // 2:
-                hook.remove()
+            if state.global_step == 0:
+                handles.append(trainer.model.register_forward_hook(clock.around(nothing, own=True)))
+            elif state.global_step == state.max_steps // 2:
+                handles.pop().remove()
 
-    trainer.add_callback(Half())
+    trainer.add_callback(Hear())
     yield
 
 
@@ -139,13 +147,14 @@ def own_times(make: Make, steps: int) -> dict[str, float]:
     """
     from hf_recipe.instruments.layers import EVERY
 
-    found, length = _by_kind(make, steps, attached)
-    empty, _ = _by_kind(make, steps, hollow)
+    found, length, heard = _by_kind(make, steps, attached)
+    empty, _, _ = _by_kind(make, steps, hollow)
     found = {kind: max(0.0, found[kind] - empty[kind]) for kind in KINDS}
-    usual = (found["plain"] + found["heard"]) / 2
+    usual = found["plain"] + heard * (found["heard"] - found["plain"])
     mean = usual + max(0.0, found["flush"] - usual) / flush_interval(steps)
     mean += max(0.0, found["sample"] - usual) / EVERY
-    return {**found, "clock": empty["plain"], "mean": mean, "step": length - mean}
+    clocks = {"clock": empty["plain"], "mean": mean, "usual": usual, "step": length - mean}
+    return {**found, **clocks, "share heard": heard}
 
 
 def flush_interval(steps: int) -> int:
@@ -158,8 +167,8 @@ def flush_interval(steps: int) -> int:
 
 def _by_kind(
     make: Make, steps: int, watch: Callable[[OwnClock, Any], AbstractContextManager[None]]
-) -> tuple[dict[str, float], float]:
-    """(own microseconds by kind of step, the step's own length)."""
+) -> tuple[dict[str, float], float, float]:
+    """(own microseconds by kind of step, the step's own length, the share of steps heard)."""
     from hf_recipe.instruments.layers import looks_at
     from hf_recipe.instruments.record import flushes_at
 
@@ -167,15 +176,16 @@ def _by_kind(
     with tempfile.TemporaryDirectory() as folder:
         trainer = make(Path(folder), steps)
         with watch(clock, trainer):
-            trainer.callback_handler.callbacks.insert(0, clock.steps())
+            clock.follow(trainer)
             trainer.train()
     kinds: dict[str, list[int]] = {kind: [] for kind in KINDS}
     for step in range(min(AFTER, steps // 3), steps):
-        kind = "heard" if step <= steps // 2 else "plain"  # labels' margins: half the run
+        kind = "heard" if step in clock.heard else "plain"
         kind = "flush" if flushes_at(step) else "sample" if looks_at(step) else kind
         kinds[kind].append(clock.spent[step])
     length = usual_of([clock.length[s] for s in range(steps // 3, steps - 1)])
-    return {kind: usual_of(spent) for kind, spent in kinds.items()}, length
+    times = {kind: usual_of(spent) for kind, spent in kinds.items()}
+    return times, length, len(clock.heard) / steps
 
 
 def usual_of(nanoseconds: list[int]) -> float:

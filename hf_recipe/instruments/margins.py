@@ -1,10 +1,11 @@
 """The margin of every training row's label, as the run's own forward passes show it.
 
-A margin is taken before the step that learns from the row, so that in the first pass it is out of
-sample. What the run says while it is wrong about most rows is not taken: it does not know yet, and
-at a high rate it leans, surely, to one class now and to another soon. One forward hook keeps
-references to the logits; they are turned into margins at a flush, all steps together, so that a
-step pays for little more than the hook.
+The first passes over the data are heard, and of the later ones every second: a row's margin then
+changes little from one to the next. A margin is taken before the step that learns from the row, so
+that in the first pass it is out of sample. What the run says while it is wrong about most rows is
+not taken: it does not know yet, and at a high rate it leans, surely, to one class now and to
+another soon. One forward hook keeps references to the logits; they are turned into margins at a
+flush, all steps together, so that a step pays for little more than the hook.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from hf_recipe.instruments.row_losses import logits_of
 
 MOST_ROWS = 500_000  # of a data set that are followed; beyond, every second, third, ...
 MOST_KEPT = 1 << 20  # logits that may wait for a flush
+EPOCHS = 3  # passes that are all heard, and are at any rate: few rows are learnt by heart so soon
 KNOWS = 0.5  # share of the rows contradicted, up to which the run is a witness at all
 RECENT, CHUNK = 128, 16  # rows of which that is the share, and after how many it is told anew
 STRANGE = 0.05  # share of the rows whose label changes, from which row numbers are not believed
@@ -37,6 +39,7 @@ class MarginWatch:
     Args:
         rows: length of the training set.
         last_step: the step after which nothing is taken any more.
+        epoch: optimizer steps of a pass over the data; 0: not known, and all are heard.
         label: the name of the labels in a batch.
         heard: the logits of the model's forward passes since it was last emptied, two at most; to
             be emptied as a micro-batch begins: what was heard outside of one is not the run's.
@@ -47,12 +50,18 @@ class MarginWatch:
     """
 
     def __init__(
-        self, rows: int, last_step: int, label: str, heard: list[torch.Tensor] | None = None
+        self,
+        rows: int,
+        last_step: int,
+        label: str,
+        heard: list[torch.Tensor] | None = None,
+        epoch: int = 0,
     ) -> None:
         self.stride = -(-rows // MOST_ROWS) or 1
         size = -(-rows // self.stride)
         self.last_step = last_step
         self.label = label
+        self.epoch = epoch
         self.heard = heard if heard is not None else []
         self.reason = ""
         self.sums = np.zeros(size, dtype=np.float32)
@@ -88,10 +97,22 @@ class MarginWatch:
 
     # ---------------------------------------------------------------- a run, in its order
 
-    def step_begins(self, step: int) -> None:
-        """Step `step` is next: after the first half nobody listens any more."""
-        if self.listening and step > self.last_step:
-            self.disarm()
+    def hears(self, step: int) -> bool:
+        """Whether the forward passes of step `step` are heard."""
+        nth = (step - 1) // self.epoch if self.epoch else 0
+        return step <= self.last_step and not self.reason and (nth < EPOCHS or nth % 2 == 0)
+
+    def changes_after(self, step: int) -> int | None:
+        """The next step from which `hears` may say otherwise; None: it never will."""
+        if step > self.last_step or self.reason:
+            return None
+        nth = (step - 1) // self.epoch + 1 if self.epoch else 0
+        return min(nth * self.epoch, self.last_step) + 1 if nth else self.last_step + 1
+
+    def step_begins(self, step: int, model: nn.Module) -> None:
+        """Step `step` is next, from which `model` may be heard, or not any more."""
+        if self.hears(step) != self.listening:
+            self.disarm() if self.listening else self.arm(model)
 
     def add(self, inputs: Any, rows: Sequence[int]) -> None:
         """One micro-batch has run: its `inputs`, and its `rows` in the same order."""

@@ -8,16 +8,16 @@ ranks flush together and a step never waits for the host.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from math import isfinite
-from operator import attrgetter
 from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hf_recipe.core.exhibit import Series
 from hf_recipe.instruments.distributed import mean_over_ranks, world_size
@@ -25,11 +25,6 @@ from hf_recipe.instruments.layers import whole
 from hf_recipe.instruments.window import Step
 
 FLUSH_EVERY, EARLY, LATE = 16, 128, 512
-DRAWN = {
-    "loss": attrgetter("loss"),
-    "learning rate": attrgetter("learning_rate"),
-    "gradient norm": attrgetter("grad_norm"),
-}
 
 
 def flushes_at(step: int) -> bool:
@@ -51,7 +46,7 @@ def flushes_after(step: int) -> int:
 
 
 Rows = tuple[int, ...]
-Scalar = torch.Tensor | float  # on an accelerator it still lies there
+Scalar = Tensor | float  # on an accelerator it still lies there
 # step, losses of its micro-batches, norm, learning rate, rows, seconds, of them waiting
 _Done = tuple[int, list[Scalar], Scalar | None, float, list[Rows], float, float]
 
@@ -86,7 +81,7 @@ class Recorder:
     curves: dict[str, Series] = field(default_factory=dict)
     _done: list[_Done] = field(default_factory=list)
 
-    def add(self, loss: torch.Tensor, rows: Rows = ()) -> bool:
+    def add(self, loss: Tensor, rows: Rows = ()) -> bool:
         """Take in a micro-batch's loss and, where they are known, the rows it is of.
 
         Returns:
@@ -105,7 +100,7 @@ class Recorder:
 
     def take_norm(self, norm: Scalar | None) -> None:
         """The gradient is complete: its norm before clipping, where somebody measured it."""
-        if type(norm) is torch.Tensor and norm.is_cpu:
+        if type(norm) is Tensor and norm.is_cpu:
             norm = norm.item()
         self.norm = norm
 
@@ -143,29 +138,28 @@ class Recorder:
         done, self._done, self.finite = self._done, [], True
         if not done:
             return ()
-        losses = read_out([loss for item in done for loss in item[1]] + [item[2] for item in done])
-        norms = losses[-len(done) :]
-        units = {count: factor(count) / count for count in {len(item[1]) for item in done}}
-        steps, place = [], 0
-        for (step, held, seen, rate, parts, seconds, waiting), norm in zip(
-            done, norms, strict=True
-        ):
-            count = len(held)
-            unit = units[count]
-            micro = tuple([loss / unit for loss in losses[place : place + count]])
-            place += count
-            loss = sum(micro) / count
-            rows = parts[0] if len(parts) == 1 else tuple(chain.from_iterable(parts))
-            grad_norm = None if seen is None else norm
-            steps.append(Step(step, loss, rate, grad_norm, micro, rows, seconds, waiting))
-        self._draw(steps)
-        return tuple(steps)
+        numbers, held, seen, rates, parts, seconds, waiting = zip(*done, strict=True)
+        read = read_out([*chain.from_iterable(held), *seen])
+        norms = [None if s is None else n for s, n in zip(seen, read[-len(done) :], strict=True)]
+        if all(len(losses) == 1 for losses in held):  # at once: most runs accumulate nothing
+            unit = factor(1)
+            means = [loss / unit for loss in read[: len(done)]]
+            micro: list[tuple[float, ...]] = list(zip(means, strict=True))
+            rows = [each[0] for each in parts]
+        else:
+            micro = list(_in_unit(held, iter(read), factor))
+            means = [sum(losses) / len(losses) for losses in micro]
+            rows = [tuple(chain.from_iterable(each)) for each in parts]
+        for name, values in (("loss", means), ("learning rate", rates), ("gradient norm", norms)):
+            self._draw(name, numbers, values)
+        columns = (numbers, means, rates, norms, micro, rows, seconds, waiting)
+        return tuple(map(Step._make, zip(*columns, strict=True)))
 
-    def _draw(self, steps: list[Step]) -> None:
-        for name, of in DRAWN.items():
-            points = [(s.step, y) for s in steps if (y := of(s)) is not None and isfinite(y)]
-            if points:
-                self.curves.setdefault(name, Series()).extend(*zip(*points, strict=True))
+    def _draw(self, name: str, steps: Sequence[int], values: Sequence[float | None]) -> None:
+        points = [(x, y) for x, y in zip(steps, values, strict=True) if y is not None]
+        points = [point for point in points if isfinite(point[1])]
+        if points:
+            self.curves.setdefault(name, Series()).extend(*zip(*points, strict=True))
 
     def drop(self) -> None:
         """Forget what has not been flushed: a step that was not finished, an earlier attempt."""
@@ -173,30 +167,40 @@ class Recorder:
         self.norm, self.waiting, self.finite = None, 0.0, True
 
 
+def _in_unit(
+    held: Sequence[list[Scalar]], read: Iterator[float], factor: Callable[[int], float]
+) -> Iterator[tuple[float, ...]]:
+    """Each step's losses, as they were read, in the model's own unit."""
+    units = {count: factor(count) / count for count in {len(losses) for losses in held}}
+    for losses in held:
+        unit = units[len(losses)]
+        yield tuple([loss / unit for loss in islice(read, len(losses))])
+
+
 def read_out(values: Sequence[Scalar | None]) -> list[float]:
     """Scalars as numbers, averaged over ranks; None as 0. One copy and one collective for all."""
-    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    tensors = [value for value in values if isinstance(value, Tensor)]
     device = next((each.device for each in tensors if not each.is_cpu), None)
     if device is None:
         read = iter(_numbers(tensors))
-        numbers = [next(read) if isinstance(v, torch.Tensor) else v or 0.0 for v in values]
+        numbers = [next(read) if isinstance(v, Tensor) else v or 0.0 for v in values]
         return numbers if world_size() == 1 else mean_over_ranks(torch.tensor(numbers)).tolist()
-    scalars = [value for value in values if type(value) is torch.Tensor and not value.ndim]
+    scalars = [value for value in values if type(value) is Tensor and not value.ndim]
     if len(scalars) < len(values) or any(value.device != device for value in scalars):
         scalars = [_scalar(value, device) for value in values]
     return mean_over_ranks(torch.stack(scalars).detach().float()).tolist()
 
 
-def _numbers(tensors: list[torch.Tensor]) -> list[float]:
+def _numbers(tensors: list[Tensor]) -> list[float]:
     """One number of each tensor on a CPU; at once where they are plain scalars."""
-    if {type(tensor) for tensor in tensors} == {torch.Tensor}:
+    if {type(tensor) for tensor in tensors} == {Tensor}:
         with suppress(RuntimeError):  # of several shapes
             return torch.stack(tensors).detach().reshape(-1).tolist()
     return [whole(tensor).item() for tensor in tensors]
 
 
-def _scalar(value: Scalar | None, device: torch.device) -> torch.Tensor:
-    if not isinstance(value, torch.Tensor):
+def _scalar(value: Scalar | None, device: torch.device) -> Tensor:
+    if not isinstance(value, Tensor):
         return torch.tensor(value or 0.0, device=device)
     return whole(value).detach().float().to(device).reshape(())
 

@@ -36,7 +36,7 @@ from hf_recipe.instruments.layers import (
     looks_at,
     whole,
 )
-from hf_recipe.instruments.margins import MarginWatch
+from hf_recipe.instruments.margins import EPOCHS, MarginWatch
 from hf_recipe.instruments.record import Recorder
 from hf_recipe.instruments.subject import Plan, Subject
 from hf_recipe.instruments.window import Evaluation
@@ -46,7 +46,6 @@ from hf_recipe.trainer.rank_watch import RankWatch
 
 WATCHED_STEPS = 3  # the first may have a rate of zero, and adapters move from the second on
 LEFT_OVER_AT = (2, 3)  # steps before whose first backward pass there must be no gradient
-EPOCHS = 3  # at least, in which margins are taken: few rows are learnt by heart so soon
 
 
 class CloserLook:
@@ -122,9 +121,7 @@ class CloserLook:
     def go_on(self) -> None:
         """Hear the model again, after an `end` in mid-run."""
         watch = self.margins
-        if self._model is None or watch is None or watch.reason:
-            return
-        if self._step <= watch.last_step:
+        if self._model is not None and watch is not None and watch.hears(self._step):
             watch.arm(self._model)
 
     def _watch_margins(self, model: nn.Module, plan: Plan | None) -> MarginWatch | None:
@@ -136,10 +133,11 @@ class CloserLook:
             reason = "the model is compiled" if compiled else "rows have no numbers here"
             self.examiner.skip((LabelSuspects,), reason)
             return None
-        half = max(plan.total_steps // 2, EPOCHS * plan.steps_per_epoch) if plan is not None else 0
+        epoch = plan.steps_per_epoch if plan is not None else 0
+        half = max(plan.total_steps // 2, EPOCHS * epoch) if plan is not None else 0
         names = self.trainer.label_names
         label = names[0] if len(names) == 1 else ""
-        watch = MarginWatch(len(data), half, label, self.heard)
+        watch = MarginWatch(len(data), half, label, self.heard, epoch)
         watch.arm(model)
         return watch
 
@@ -192,10 +190,9 @@ class CloserLook:
             or self._trail is not None
         )
         self.next_due = looks_after(step)
-        if self.margins is not None and self.margins.listening:
-            self.margins.step_begins(step)
-            if step <= self.margins.last_step:
-                self.next_due = min(self.next_due, self.margins.last_step + 1)
+        if self.margins is not None and self._model is not None:
+            self.margins.step_begins(step, self._model)
+            self.next_due = min(self.next_due, self.margins.changes_after(step) or self.next_due)
         if looks and self._units is not None and self._model is not None:
             self._units.arm(self._model, step)
 
@@ -215,6 +212,11 @@ class CloserLook:
             self._retrace(self._trail)
         if self._layers is not None and looks_at(self._step) and self._model is not None:
             self._layers.before(self._model, optimizer)
+
+    def hear(self, inputs: Any, rows: tuple[int, ...]) -> None:
+        """A micro-batch of these rows has run."""
+        if self.margins is not None and self.margins.listening:
+            self.margins.add(inputs, rows)
 
     def micro_batch(self, inputs: Any) -> None:
         """A micro-batch is about to run."""

@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from hf_recipe.instruments.answers import Answers, AnswerSheet
 from hf_recipe.instruments.distributed import from_all_ranks
@@ -47,8 +48,8 @@ class EvaluationRecorder:
 
     def __init__(self) -> None:
         self.loader: Any = None
-        self.batch_losses: list[torch.Tensor] = []
-        self.row_losses: list[torch.Tensor] | None = []
+        self.batch_losses: list[Tensor] = []
+        self.row_losses: list[Tensor] | None = []
         self.sheet = AnswerSheet()
         self.answers: Answers | None = None
         self.latest: Evaluation | None = None
@@ -58,7 +59,7 @@ class EvaluationRecorder:
         self.loader, self.batch_losses, self.row_losses = loader, [], []
         self.sheet.clear()
 
-    def add(self, loss: torch.Tensor, rows: torch.Tensor | None) -> None:
+    def add(self, loss: Tensor, rows: Tensor | None) -> None:
         """Take in one batch; one without row losses makes the whole set's unknown."""
         self.batch_losses.append(loss)
         if rows is None:
@@ -142,6 +143,7 @@ class Seams:
         self.before_backward = before_backward
         self.before_update = before_update
         self.closer_look = closer_look
+        self.heard = closer_look.heard
         self.rows: RowRecorder | None = None
         self.drawn: list[tuple[int, ...]] = []  # batches handed out, and not yet run
         self.before_first = True
@@ -199,7 +201,7 @@ class Seams:
     # ---------------------------------------------------------------- wrappers
 
     def _training_step(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        recorder, heard, take = self.recorder, self.closer_look.heard, self._take_batch
+        recorder, heard, take = self.recorder, self.heard, self._take_batch
 
         def training_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             if recorder.closely:
@@ -239,12 +241,12 @@ class Seams:
 
     def _take_batch(self, loss: Any, inputs: Any) -> None:
         """A micro-batch has run."""
-        drawn, margins = self.drawn, self.closer_look.margins
+        recorder, drawn = self.recorder, self.drawn
         rows = drawn.pop(0) if drawn else ()
-        if isinstance(loss, torch.Tensor) and not self.recorder.add(loss, rows):
+        if isinstance(loss, Tensor) and not recorder.add(loss, rows):
             self.closer_look.not_finite(inputs)
-        if margins is not None and margins.listening:
-            margins.add(inputs, rows)
+        if self.heard or recorder.closely:
+            self.closer_look.hear(inputs, rows)
 
     def _get_batch_samples(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         recorder = self.recorder
@@ -302,7 +304,7 @@ class Seams:
 
         return prediction_step
 
-    def _take_rows(self, loss: torch.Tensor, outputs: Any, labels: Any) -> None:
+    def _take_rows(self, loss: Tensor, outputs: Any, labels: Any) -> None:
         evaluation = self.evaluation
         rows = None
         if outputs is not None and evaluation.row_losses is not None:
@@ -312,7 +314,7 @@ class Seams:
         evaluation.add(loss, rows)
 
 
-def _host(losses: list[torch.Tensor]) -> list[float]:
+def _host(losses: list[Tensor]) -> list[float]:
     """Losses as floats, read with one copy."""
     return torch.stack([loss.float() for loss in losses]).tolist() if losses else []
 
@@ -326,6 +328,6 @@ def _labels(inputs: Any, names: list[str]) -> Any:
     if not isinstance(inputs, Mapping) or len(names) != 1:
         return None
     labels = inputs.get(names[0])
-    if not isinstance(labels, torch.Tensor):
+    if not isinstance(labels, Tensor):
         return None
     return labels.detach() if labels.requires_grad else labels

@@ -206,7 +206,7 @@ def test_margins_are_kept_by_row_over_the_first_half():
     watch.arm(model)
     logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 0.0, 5.0]], requires_grad=True)
     for step, rows in ((1, (3, 1)), (2, (3, 1)), (3, (0, 2))):
-        watch.step_begins(step)
+        watch.step_begins(step, model)
         model(logits)
         watch.add({"labels": torch.tensor([0, 1])}, rows)
     watch.flush()
@@ -219,6 +219,25 @@ def test_margins_are_kept_by_row_over_the_first_half():
     other = MarginWatch(5, 2, "labels")
     other.restore(watch.state())
     assert not other.counts.any()
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+def test_the_first_passes_are_heard_and_then_every_second(epoch):
+    watch = MarginWatch(4, 60, "labels", epoch=epoch)
+    heard = [step for step in range(1, 100) if watch.hears(step)]
+    if epoch == 7:
+        passes = (0, 1, 2, 4, 6, 8)
+        assert heard == [s for s in range(1, 61) if (s - 1) // 7 in passes]
+    elif not epoch:
+        assert heard == list(range(1, 61))
+    model, told, due = Fixed(), [], 1
+    for step in range(1, 100):
+        if due is not None and step >= due:
+            watch.step_begins(step, model)
+            due = watch.changes_after(step)
+        told += [step] if watch.listening else []
+    assert told == heard
+    assert due is None
 
 
 def test_row_numbers_that_drift_are_not_believed():
