@@ -32,7 +32,7 @@ class Settings:
         on_error: on findings of severity error: "warn", "stop" the training, or "raise".
         baseline: path of an earlier report (JSON); what stands in it is not reported again.
         report_dir: folder of the report; None: ``<output_dir>/recipe``.
-        overhead: share of a step's time that monitors may use.
+        overhead: share of a step's time that monitors may use; see `layers.interval_of`.
         log_samples: whether rows of the data may leave the machine.
         origins: where each value that is not a default came from.
     """

@@ -21,19 +21,27 @@ from hf_recipe.core.check import Measurement
 ELEMENTS = 65_536
 TENSORS = 128
 EARLY = frozenset((2, 5, 10, 20, 50, 100, 200))
-EVERY = 400
+EVERY, SHARE = 400, 0.01  # of a 3 ms step a look then takes a sixth of that share
+OFTENEST = 10
 KEPT = 3  # samples in a measurement
 
 
-def looks_at(step: int) -> bool:
-    """Steps 2, 5, 10, 20, 50, 100, 200 and every 400th: dense while all changes, then rare."""
-    return step in EARLY or (step > 0 and step % EVERY == 0)
+def interval_of(overhead: float) -> int:
+    """Steps between two late looks, by the share of a step's time that they may use.
+
+    It rests on no clock: so all ranks look together, and a run is watched alike each time.
+    """
+    return max(OFTENEST, round(EVERY * SHARE / overhead))
 
 
-def looks_after(step: int) -> int:
+def looks_at(step: int, every: int = EVERY) -> bool:
+    """Steps 2, 5, 10, 20, 50, 100, 200 and each `every`-th: dense while all changes, then rare."""
+    return step in EARLY or (step > 0 and step % every == 0)
+
+
+def looks_after(step: int, every: int = EVERY) -> int:
     """The next step after `step` that `looks_at` names."""
-    later = [early for early in EARLY if early > step]
-    return min(*later, (step // EVERY + 1) * EVERY) if later else (step // EVERY + 1) * EVERY
+    return min((step // every + 1) * every, *(early for early in (*EARLY, 2**62) if early > step))
 
 
 @dataclass(frozen=True)
@@ -186,7 +194,7 @@ class LayerWatch:
         rows = self._sums(now)
         layers = []
         for held, row in zip(self._held, rows, strict=True):
-            sampled, reached, gradient, weight, update, still, coarse, coarse_moved = row
+            sampled, reached, still, coarse, coarse_moved, gradient, weight, update = row
             count = max(reached, 1.0)
             layers.append(
                 LayerNumbers(
@@ -205,7 +213,7 @@ class LayerWatch:
                     coarse_moved=int(coarse_moved),
                 )
             )
-        size = math.sqrt(sum(row[4] for row in rows))
+        size = math.sqrt(sum(row[-1] for row in rows))
         if size > 0 and not any(is_sharded(h.parameter) for h in self._held):
             self._last = (self._held, self._weights, size)
         self._gradients = self._weights = None
@@ -224,14 +232,12 @@ class LayerWatch:
         return sample
 
     def _sums(self, now: torch.Tensor) -> list[list[float]]:
-        """Eight sums for each tensor, read out together."""
+        """Eight sums for each tensor, read out together; few operations, each of which costs."""
         assert self._gradients is not None
         assert self._weights is not None
         device = now.device
-        sizes = self._sizes
-        owner = torch.repeat_interleave(
-            torch.arange(len(sizes), device=device), torch.tensor(sizes, device=device)
-        )
+        sizes = torch.tensor(self._sizes, device=device)
+        owner = torch.repeat_interleave(sizes)
         # The spacing of a number w is at least eps * |w| / 2, and half of that rounds away.
         limits = torch.tensor(
             [8 * h.rate / torch.finfo(h.parameter.dtype).eps for h in self._held],
@@ -240,34 +246,22 @@ class LayerWatch:
         )[owner]
         if self._plain:  # a step is the rate times the gradient, and momentum makes ten of it
             limits = limits * 5 * self._gradients.abs()
-        reached = self._gradients != 0
         update = now - self._weights
+        reached = self._gradients != 0
         still = reached & (update == 0)
         coarse = reached & (self._weights.abs() > limits)
-        gradient = torch.where(reached, self._gradients, 0.0).double()
-        weight = torch.where(reached, self._weights, 0.0).double()
-        update = torch.where(reached, update, 0.0).double()
-        stacked = torch.stack(
-            [
-                torch.ones_like(gradient),
-                reached.double(),
-                gradient.square(),
-                weight.square(),
-                update.square(),
-                still.double(),
-                coarse.double(),
-                (coarse & ~still).double(),
-            ],
-            dim=1,
-        )
-        sums = torch.zeros(len(sizes), 8, dtype=torch.float64, device=device)
-        sums.index_add_(0, owner, stacked)
+        values = torch.stack([self._gradients, self._weights, update])
+        squares = torch.where(reached, values, 0.0).double().square_()
+        flags = torch.stack([reached, still, coarse, coarse & ~still])
+        parts = torch.cat([flags.double(), squares])
+        sums = torch.zeros(len(parts), len(sizes), dtype=torch.float64, device=device)
+        sums = torch.cat([sizes[None].double(), sums.index_add_(1, owner, parts)])
         spread = [is_sharded(h.parameter) for h in self._held]
         if any(spread):
             if dist.get_rank():  # what every process holds whole is counted once
-                sums[torch.tensor([not each for each in spread], device=device)] = 0
+                sums[:, torch.tensor([not each for each in spread], device=device)] = 0
             dist.all_reduce(sums)
-        return sums.tolist()
+        return sums.T.tolist()
 
 
 def _steps_in_backward(model: nn.Module, optimizer: Any) -> bool:

@@ -42,7 +42,8 @@ def attach(
             "raise". Before step 1 both raise, on all processes: a stop would still take a step.
         baseline: an earlier report's JSON; what stands in it is not reported again.
         report_dir: folder of the report; None: ``<output_dir>/recipe``.
-        overhead: share of a step's time that monitors may use (0.01).
+        overhead: share of a step's time that monitors may use (0.01); looks at weights and
+            activations, each 400th step at 0.01, come oftener or seldomer in proportion.
         log_samples: whether rows of the data may leave this machine (False).
 
     Returns:

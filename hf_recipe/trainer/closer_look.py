@@ -31,6 +31,7 @@ from hf_recipe.instruments.layers import (
     LayerSamples,
     LayerWatch,
     epsilon_of,
+    interval_of,
     is_sharded,
     looks_after,
     looks_at,
@@ -68,6 +69,7 @@ class CloserLook:
         self._trail: StepTrail | None = None
         self.ranks = RankWatch(examiner, trainer)
         self._step = self._nth = 0  # the run's step, and the steps since it began or resumed
+        self.every = interval_of(examiner.settings.overhead)
         self.due = True  # whether this step is one to look at; most are not, and cost nothing
         self.next_due = 0  # the next such step that is known
 
@@ -182,14 +184,14 @@ class CloserLook:
     def step_begins(self, step: int) -> None:
         """Step `step`, the next one, is one to look at, or comes after one."""
         self._step, self._nth = step, self._nth + 1
-        looks = looks_at(step)
+        looks = looks_at(step, self.every)
         self.due = (
             looks
             or self.ranks.due(self._nth)
             or self._parameters is not None
             or self._trail is not None
         )
-        self.next_due = looks_after(step)
+        self.next_due = looks_after(step, self.every)
         if self.margins is not None and self._model is not None:
             self.margins.step_begins(step, self._model)
             self.next_due = min(self.next_due, self.margins.changes_after(step) or self.next_due)
@@ -210,7 +212,11 @@ class CloserLook:
         """Gradients are complete and clipped."""
         if self._trail is not None:
             self._retrace(self._trail)
-        if self._layers is not None and looks_at(self._step) and self._model is not None:
+        if (
+            self._layers is not None
+            and looks_at(self._step, self.every)
+            and self._model is not None
+        ):
             self._layers.before(self._model, optimizer)
 
     def hear(self, inputs: Any, rows: tuple[int, ...]) -> None:
@@ -266,12 +272,12 @@ class CloserLook:
                 self.examiner.judge(moved, "run", step=moved.steps)
                 if moved.steps >= WATCHED_STEPS:
                     self._parameters = None
-        if self._layers is not None and looks_at(self._step):
+        if self._layers is not None and looks_at(self._step, self.every):
             self._sample_layers(optimizer, skipped)
 
     def step_ends(self, step: int, *, flushed: bool) -> None:
         """The step is done; at a flush all ranks may talk."""
-        if self._units is not None and looks_at(step):
+        if self._units is not None and looks_at(step, self.every):
             self._units.disarm()
             units = from_rank_0(self._units.measure())
             if units.layers:

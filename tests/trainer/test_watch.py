@@ -12,6 +12,7 @@ from hf_recipe.catalogue import MONITORS
 from hf_recipe.complexify.loss_spikes import follow_spikes
 from hf_recipe.core.config import Settings
 from hf_recipe.examiner import Examiner
+from hf_recipe.instruments.layers import interval_of, looks_after, looks_at
 from hf_recipe.instruments.record import flushes_after, flushes_at
 from hf_recipe.instruments.window import Evaluation, Step, Window
 from hf_recipe.trainer.watch import PATIENCE, Watch
@@ -156,3 +157,21 @@ def test_what_passes_while_paused_is_no_step(tmp_path):
     for step in seen:
         assert [data[row]["input_ids"] for row in step.rows] == shown[step.step]
         assert 0 <= step.waiting <= step.seconds < 60
+
+
+def test_how_often_weights_are_looked_at_follows_the_share_that_is_allowed(tmp_path):
+    assert [interval_of(share) for share in (0.005, 0.01, 0.04, 1.0)] == [800, 400, 100, 10]
+    named = [step for step in range(1, 2000) if looks_at(step, 150)]
+    assert named == sorted({2, 5, 10, 20, 50, 100, 200, *range(150, 2000, 150)})
+    for step in range(1800):
+        assert looks_after(step, 150) == next(each for each in named if each > step)
+    trainer = Trainer(
+        model=bert(num_hidden_layers=1),
+        args=arguments(tmp_path, max_steps=48),
+        train_dataset=words(),
+    )
+    recipe = hf_recipe.attach(trainer, overhead=0.25)
+    trainer.train()
+    assert recipe.report.crashed == {}
+    samples = recipe.examiner.latest["LayerSamples"].samples
+    assert [sample.step for sample in samples] == [20, 32, 48]
