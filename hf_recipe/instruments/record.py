@@ -161,6 +161,16 @@ class Recorder:
         if points:
             self.curves.setdefault(name, Series()).extend(*zip(*points, strict=True))
 
+    def stop(self) -> None:
+        """Record nothing more until `start`."""
+        self.active, self.closely = False, True
+        self.drop()
+
+    def start(self) -> None:
+        """Record from here on; what passed since `stop` is no step's."""
+        self.active = True
+        self.drop()
+
     def drop(self) -> None:
         """Forget what has not been flushed: a step that was not finished, an earlier attempt."""
         self.micro_batches, self.rows, self._done = [], [], []

@@ -81,7 +81,7 @@ def attach(
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, RecipeCallback):
             callback.join(recipe)
-    member = Attached()
+    member = RecipeCallback() if recipe.by_events else Attached()
     member.join(recipe)
     trainer.add_callback(member)
     trainer.hf_recipe = recipe
@@ -90,7 +90,7 @@ def attach(
     return recipe
 
 
-def _let_go(trainer: Any, member: Attached) -> None:
+def _let_go(trainer: Any, member: RecipeCallback) -> None:
     callbacks = trainer.callback_handler.callbacks
     callbacks[:] = [callback for callback in callbacks if callback is not member]
     vars(trainer).pop("hf_recipe", None)

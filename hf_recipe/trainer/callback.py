@@ -108,14 +108,14 @@ class RecipeCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         recipe = self._leading or self._lead(args)
-        if recipe and recipe.trainer is None:  # else a seam tells it
+        if recipe and recipe.by_events:  # else a seam tells it
             if recipe.recorder.closely:
                 recipe.step_begin(state.global_step + 1)
             recipe.recorder.began = perf_counter()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         recipe = self._leading or self._lead(args)
-        if recipe and recipe.trainer is None and recipe.recorder.closely:
+        if recipe and recipe.by_events and recipe.recorder.closely:
             recipe.before_update(kwargs.get("optimizer"))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -32,7 +32,7 @@ from hf_recipe.trainer.closer_look import CloserLook
 from hf_recipe.trainer.closing import Closing
 from hf_recipe.trainer.model_hook import ModelHook
 from hf_recipe.trainer.own_calls import OwnCalls
-from hf_recipe.trainer.seams import EvaluationRecorder, Seams
+from hf_recipe.trainer.seams import EvaluationRecorder, Seams, has_a_loop_of_its_own
 from hf_recipe.trainer.units import Units
 from hf_recipe.trainer.variance import TrialVariance, measured_variance
 from hf_recipe.trainer.watch import Watch
@@ -63,21 +63,8 @@ class Recipe(OwnCalls):
         self.closer_look = CloserLook(self.examiner, trainer, self.recorder)
         self.plan: Plan | None = None
         self._members: list[weakref.ref[Any]] = []
-        self._seams = (
-            None
-            if trainer is None
-            else Seams(
-                trainer,
-                self.recorder,
-                self.evaluation,
-                unit=self.units.evaluation,
-                first_step=self._first_step,
-                step_begin=self.step_begin,
-                before_backward=self.before_backward,
-                before_update=self.before_update,
-                closer_look=self.closer_look,
-            )
-        )
+        self.by_events = trainer is None or has_a_loop_of_its_own(trainer)
+        self._seams = None if trainer is None else Seams(trainer, self)
         self._hook = ModelHook(self.recorder, self.evaluation) if trainer is None else None
         self._taken_for: weakref.ref[Any] | None = None
         self._moved: weakref.ref[Any] | None = None
@@ -116,14 +103,14 @@ class Recipe(OwnCalls):
 
     def pause(self) -> None:
         """Stop looking on until `resume`; costs nothing while paused."""
-        self.paused, self.recorder.active, self.recorder.closely = True, False, True
-        self.recorder.drop()
+        self.paused = True
+        self.recorder.stop()
         self.closer_look.end()
 
     def resume(self) -> None:
         """Look on again."""
-        self.paused, self.recorder.active = False, True
-        self.recorder.drop()
+        self.paused = False
+        self.recorder.start()
         self._attend = 0
         if self._training:
             self.closer_look.go_on()
@@ -132,7 +119,8 @@ class Recipe(OwnCalls):
         """Take everything off the Trainer again; the report stays readable."""
         if self.detached:
             return
-        self.detached, self.recorder.active = True, False
+        self.detached = True
+        self.recorder.stop()
         self.closer_look.end()
         if self._seams is not None:
             self._seams.remove()
@@ -346,7 +334,7 @@ class Recipe(OwnCalls):
     def _measure_units(self, subject: Subject) -> None:
         self.units.measure(self.examiner, subject, lambda: preflight.guard_of(subject))
 
-    def _first_step(self, inputs: Mapping[str, Any]) -> None:
+    def first_step(self, inputs: Mapping[str, Any]) -> None:
         """Inside the first training step: probe streams on its real inputs."""
         if self.trainer is None or not preflight.seen_only_while_training(self.trainer):
             return

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import Trainer
 
 from hf_recipe.instruments.answers import Answers, AnswerSheet
 from hf_recipe.instruments.distributed import from_all_ranks
-from hf_recipe.instruments.record import Recorder, RowRecorder
+from hf_recipe.instruments.record import RowRecorder
 from hf_recipe.instruments.row_losses import row_losses
 from hf_recipe.instruments.window import Evaluation
 
 if TYPE_CHECKING:
-    from hf_recipe.trainer.closer_look import CloserLook
+    from hf_recipe.trainer.recipe import Recipe
 
 SEAMS = (
     "training_step",
@@ -35,7 +36,15 @@ SEAMS = (
 )
 
 
+# Who overrides one of these may call neither `get_batch_samples` nor `_get_grad_norm`.
+LOOPS = ("_inner_training_loop", "_run_epoch")
 MOST_ROWS = 65_536  # of one evaluation, whose losses are kept
+
+
+def has_a_loop_of_its_own(trainer: Any) -> bool:
+    """Whether a Trainer's steps are taken by a loop that nobody here knows: events tell of them."""
+    mine = type(trainer)
+    return any(getattr(mine, name, None) is not getattr(Trainer, name, None) for name in LOOPS)
 
 
 class EvaluationRecorder:
@@ -110,40 +119,21 @@ class Seams:
 
     Args:
         trainer: the Trainer.
-        recorder: takes losses, norms, rows and waiting times.
-        evaluation: takes evaluation batches.
-        unit: what an evaluation batch's loss is divided by to give the model's own mean.
-        first_step: called once, with the inputs of the first training step, before it runs.
-        step_begin: called with the number of a step that may be one to look at, as it begins.
-        before_backward: called with such a step's first micro-batch, before it runs.
-        before_update: called with the optimizer of such a step, when gradients are clipped.
-        closer_look: told of the folder that a run resumes from, and of a micro-batch whose loss is
-            not finite, before its update; the latter on a CPU alone, where reading the loss makes
-            nobody wait.
+        recipe: the recipe whose recorder takes losses, norms, rows and waiting times, and whose
+            evaluation takes evaluation batches. It is told of the inputs of the first training
+            step before it runs; of a step to look at as it begins, before its first micro-batch
+            and when its gradients are clipped; of a micro-batch whose loss is not finite, before
+            its update (on a CPU alone, where reading the loss makes nobody wait); and of the
+            folder that a run resumes from.
     """
 
-    def __init__(
-        self,
-        trainer: Any,
-        recorder: Recorder,
-        evaluation: EvaluationRecorder,
-        unit: Callable[[], float],
-        first_step: Callable[[Mapping[str, Any]], None],
-        step_begin: Callable[[int], None],
-        before_backward: Callable[[Mapping[str, Any]], None],
-        before_update: Callable[[Any], None],
-        closer_look: CloserLook,
-    ) -> None:
+    def __init__(self, trainer: Any, recipe: Recipe) -> None:
         self.trainer = trainer
-        self.recorder = recorder
-        self.evaluation = evaluation
-        self.unit = unit
-        self.first_step = first_step
-        self.step_begin = step_begin
-        self.before_backward = before_backward
-        self.before_update = before_update
-        self.closer_look = closer_look
-        self.heard = closer_look.heard
+        self.recipe = recipe
+        self.recorder = recipe.recorder
+        self.evaluation = recipe.evaluation
+        self.closer_look = recipe.closer_look
+        self.heard = recipe.closer_look.heard
         self.rows: RowRecorder | None = None
         self.drawn: list[tuple[int, ...]] = []  # batches handed out, and not yet run
         self.before_first = True
@@ -226,11 +216,11 @@ class Seams:
             return loss
         if self.before_first:
             self.before_first = False
-            self.first_step(inputs)
+            self.recipe.first_step(inputs)
         watching: AbstractContextManager[None] = nullcontext()
         if look.due:
             if not recorder.micro_batches:
-                self.before_backward(inputs)
+                self.recipe.before_backward(inputs)
             look.micro_batch(inputs)
             watching = look.watching(model)
         look.heard.clear()
@@ -256,8 +246,8 @@ class Seams:
             samples = inner(*args, **kwargs)
             recorder.began = now = perf_counter()
             recorder.waiting += now - start
-            if recorder.closely:
-                self.step_begin(self.trainer.state.global_step + 1)
+            if recorder.closely and not self.recipe.by_events:
+                self.recipe.step_begin(self.trainer.state.global_step + 1)
             return samples
 
         return get_batch_samples
@@ -268,8 +258,8 @@ class Seams:
         def _get_grad_norm(*args: Any, **kwargs: Any) -> Any:
             norm = inner(*args, **kwargs)
             recorder.take_norm(norm)
-            if recorder.closely:
-                self.before_update(self.trainer.optimizer)
+            if recorder.closely and not self.recipe.by_events:
+                self.recipe.before_update(self.trainer.optimizer)
             return norm
 
         return _get_grad_norm
@@ -308,7 +298,7 @@ class Seams:
         evaluation = self.evaluation
         rows = None
         if outputs is not None and evaluation.row_losses is not None:
-            mean = float(loss) / self.unit()
+            mean = float(loss) / self.recipe.units.evaluation()
             smoothing = float(self.trainer.args.label_smoothing_factor or 0.0)
             rows = row_losses(outputs, labels, mean, smoothing=smoothing)
         evaluation.add(loss, rows)

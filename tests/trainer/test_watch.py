@@ -98,9 +98,19 @@ class Looks(TrainerCallback):
         optimizer.param_groups[0]["lr"] = 1e-3 / (1 + state.global_step)
 
 
+class OwnLoop(Trainer):
+    """Its loop might call none of the methods that seams are on."""
+
+    def _run_epoch(self, *args, **kwargs):
+        return super()._run_epoch(*args, **kwargs)
+
+
 @pytest.mark.parametrize("with_callback", [False, True])
-def test_a_step_begins_once_and_its_rate_is_the_one_it_was_taken_with(tmp_path, with_callback):
-    trainer = Trainer(
+@pytest.mark.parametrize("kind", [Trainer, OwnLoop])
+def test_a_step_begins_once_and_its_rate_is_the_one_it_was_taken_with(
+    tmp_path, kind, with_callback
+):
+    trainer = kind(
         model=bert(num_hidden_layers=1),
         args=arguments(tmp_path, max_steps=12, gradient_accumulation_steps=2),
         train_dataset=words(),
@@ -115,6 +125,7 @@ def test_a_step_begins_once_and_its_rate_is_the_one_it_was_taken_with(tmp_path, 
         updated(optimizer),
     )
     trainer.train()
+    assert recipe.by_events == (kind is OwnLoop)
     assert recipe.report.crashed == {}
     assert began == sorted(set(began))
     assert updates == sorted(set(updates))
@@ -122,6 +133,29 @@ def test_a_step_begins_once_and_its_rate_is_the_one_it_was_taken_with(tmp_path, 
     rates = recipe.recorder.curves["learning rate"]
     assert rates.x == list(range(1, 13))
     assert rates.y == pytest.approx([1e-3 / step for step in range(1, 13)])
+
+
+def test_what_was_detached_records_nothing_more(tmp_path):
+    """Who wraps a method after us keeps our wrapper alive."""
+    trainer = Trainer(
+        model=bert(num_hidden_layers=1),
+        args=arguments(tmp_path, max_steps=12),
+        train_dataset=words(),
+    )
+    recipe = hf_recipe.attach(trainer)
+    inner = trainer.training_step
+    trainer.training_step = lambda *args, **kwargs: inner(*args, **kwargs)
+
+    class Detaches(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 6:
+                recipe.detach()
+
+    trainer.add_callback(Detaches())
+    trainer.train()
+    assert trainer.state.global_step == 12
+    assert recipe.recorder.last_step == 6
+    assert recipe.recorder.micro_batches == []
 
 
 def test_what_passes_while_paused_is_no_step(tmp_path):
