@@ -63,6 +63,9 @@ class Recorder:
             nobody waits for them; elsewhere tensors.
         closely: whether the step that runs is looked at by others too, not recorded alone.
         finite: whether every loss since the last flush was, as far as a CPU alone can tell.
+        drawn: rows of the batches that were handed out and have not run, where they are known.
+        rows: of the current step's micro-batches so far.
+        attends: the next step of which there is more to do than to keep it.
         norm: of the current step's gradient; like the losses.
         began: when the current step began, in seconds of `perf_counter`.
         curves: bounded series of loss, learning rate and gradient norm by step.
@@ -73,7 +76,9 @@ class Recorder:
     finite: bool = True
     micro_batches: list[Scalar] = field(default_factory=list)
     norm: Scalar | None = None
+    drawn: list[Rows] = field(default_factory=list)
     rows: list[Rows] = field(default_factory=list)
+    attends: int = 0
     began: float = 0.0
     waiting: float = 0.0
     learning_rate: float = math.nan
@@ -81,13 +86,14 @@ class Recorder:
     curves: dict[str, Series] = field(default_factory=dict)
     _done: list[_Done] = field(default_factory=list)
 
-    def add(self, loss: Tensor, rows: Rows = ()) -> bool:
-        """Take in a micro-batch's loss and, where they are known, the rows it is of.
+    def add(self, loss: Tensor) -> bool:
+        """Take in a micro-batch's loss; the rows it is of are the oldest in `drawn`.
 
         Returns:
             False: the loss is not finite, as far as a CPU alone can tell.
         """
-        self.rows.append(rows)
+        drawn = self.drawn
+        self.rows.append(drawn.pop(0) if drawn else ())
         if not loss.is_cpu:
             self.micro_batches.append(loss)
             return True
@@ -114,8 +120,10 @@ class Recorder:
         """Close the current optimizer step; its numbers wait for the next flush.
 
         Returns:
-            `finite`: whether nothing has to be read out at once.
+            Whether that was all: it is no step to attend to, and every loss was finite.
         """
+        if not self.active:
+            return True
         self.last_step = step
         losses = self.micro_batches
         if losses:
@@ -126,7 +134,7 @@ class Recorder:
             )
             self.micro_batches, self.rows = [], []
         self.norm, self.waiting = None, 0.0
-        return self.finite
+        return self.finite and step < self.attends and not self.closely
 
     def flush(self, factor: Callable[[int], float]) -> tuple[Step, ...]:
         """Read out the finished steps, averaged over ranks.
@@ -168,7 +176,7 @@ class Recorder:
 
     def start(self) -> None:
         """Record from here on; what passed since `stop` is no step's."""
-        self.active = True
+        self.active, self.attends = True, 0
         self.drop()
 
     def drop(self) -> None:

@@ -43,7 +43,7 @@ def attach(
         baseline: an earlier report's JSON; what stands in it is not reported again.
         report_dir: folder of the report; None: ``<output_dir>/recipe``.
         overhead: share of a step's time that monitors may use (0.01); looks at weights and
-            activations, each 400th step at 0.01, come oftener or seldomer in proportion.
+            activations, each 512th step at 0.01, come oftener or seldomer in proportion.
         log_samples: whether rows of the data may leave this machine (False).
 
     Returns:

@@ -127,7 +127,10 @@ class RecipeCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if recipe := self._leading or self._lead(args):
-            recipe.step_end(state, control, kwargs.get("model"), kwargs.get("optimizer"))
+            kept = recipe.recorder.end_step(state.global_step)  # of most steps that is all
+            if not kept or control.should_save or control.should_evaluate:
+                known = kwargs.get("model"), kwargs.get("optimizer")
+                recipe.step_end(state.global_step, control, *known)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if recipe := self._lead(args):

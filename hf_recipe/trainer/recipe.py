@@ -69,7 +69,6 @@ class Recipe(OwnCalls):
         self._taken_for: weakref.ref[Any] | None = None
         self._moved: weakref.ref[Any] | None = None
         self._errors: list[Finding] = []
-        self._attend = 0  # the next step of which there is more to do than to keep it
         self._training = False
 
     # ---------------------------------------------------------------- for the user
@@ -111,7 +110,6 @@ class Recipe(OwnCalls):
         """Look on again."""
         self.paused = False
         self.recorder.start()
-        self._attend = 0
         if self._training:
             self.closer_look.go_on()
 
@@ -165,7 +163,7 @@ class Recipe(OwnCalls):
         model = seen["model"]
         fresh = state.global_step == 0 and not self._is_moved(model)
         self.recorder.drop()
-        self._training, self._attend = True, 0
+        self._training, self.recorder.attends = True, 0
         self.closing.started(args, state)
         saved = self.closing.take_up(state)
         self.install()
@@ -199,8 +197,7 @@ class Recipe(OwnCalls):
     @event
     def epoch_begin(self) -> None:
         """A new pass over the data: rows drawn for the last one are not this one's."""
-        if self._seams is not None:
-            self._seams.drawn.clear()
+        self.recorder.drawn.clear()
 
     @event
     def step_begin(self, step: int) -> None:
@@ -227,20 +224,8 @@ class Recipe(OwnCalls):
         if self.closer_look.due:
             self.closer_look.updated(optimizer)
 
-    def step_end(self, state: Any, control: Any, model: Any, optimizer: Any = None) -> None:
-        """One optimizer step is done; of most steps there is no more to do than to keep it."""
-        recorder, step = self.recorder, state.global_step
-        if recorder.active and (
-            not recorder.end_step(step)
-            or step >= self._attend
-            or recorder.closely
-            or control.should_save
-            or control.should_evaluate
-        ):
-            self.attend(step, control, model, optimizer)
-
     @event
-    def attend(self, step: int, control: Any, model: Any, optimizer: Any) -> None:
+    def step_end(self, step: int, control: Any, model: Any, optimizer: Any) -> None:
         """A step that is read out, was looked at or went wrong, or before one to look at."""
         look, flushed = self.closer_look, flushes_at(step)
         if flushed or look.due:
@@ -254,7 +239,7 @@ class Recipe(OwnCalls):
             self.closing.refresh_state(saving=control.should_save)
             self.closing.tell(step)
             self._act(control)
-        self._attend = min(flushes_after(step), look.next_due - 1)
+        self.recorder.attends = min(flushes_after(step), look.next_due - 1)
         self.recorder.closely = look.due or step + 1 >= look.next_due
 
     @event

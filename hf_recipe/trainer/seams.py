@@ -133,9 +133,7 @@ class Seams:
         self.recorder = recipe.recorder
         self.evaluation = recipe.evaluation
         self.closer_look = recipe.closer_look
-        self.heard = recipe.closer_look.heard
         self.rows: RowRecorder | None = None
-        self.drawn: list[tuple[int, ...]] = []  # batches handed out, and not yet run
         self.before_first = True
         self._wrapped_sampler: tuple[Any, Any] | None = None
         self._installed: dict[str, Any] = {}
@@ -175,7 +173,7 @@ class Seams:
         if sampler is None:
             return
         self.rows = RowRecorder(sampler)
-        self.drawn = self.rows.drawn
+        self.recorder.drawn = self.rows.drawn
         # DataLoader refuses to set it after construction; reading it back is all it guards.
         object.__setattr__(inner, "batch_sampler", self.rows)
         self._wrapped_sampler = (inner, sampler)
@@ -186,12 +184,13 @@ class Seams:
             inner, sampler = self._wrapped_sampler
             if inner.batch_sampler is self.rows:
                 object.__setattr__(inner, "batch_sampler", sampler)
-        self.rows, self.drawn, self._wrapped_sampler = None, [], None
+        self.rows, self.recorder.drawn, self._wrapped_sampler = None, [], None
 
     # ---------------------------------------------------------------- wrappers
 
     def _training_step(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        recorder, heard, take = self.recorder, self.heard, self._take_batch
+        recorder, look = self.recorder, self.closer_look
+        heard = look.heard
 
         def training_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             if recorder.closely:
@@ -199,7 +198,10 @@ class Seams:
             if heard:  # outside of a step
                 heard.clear()
             loss = inner(model, inputs, *args, **kwargs)
-            take(loss, inputs)
+            if isinstance(loss, Tensor) and not recorder.add(loss):
+                look.not_finite(inputs)
+            if heard:
+                look.hear(inputs, recorder.rows[-1])
             return loss
 
         return training_step
@@ -211,8 +213,8 @@ class Seams:
         recorder, look = self.recorder, self.closer_look
         if not recorder.active:
             loss = inner(model, inputs, *args, **kwargs)
-            if self.drawn:
-                self.drawn.pop(0)
+            if recorder.drawn:
+                recorder.drawn.pop(0)
             return loss
         if self.before_first:
             self.before_first = False
@@ -226,17 +228,11 @@ class Seams:
         look.heard.clear()
         with watching:
             loss = inner(model, inputs, *args, **kwargs)
-        self._take_batch(loss, inputs)
+        if isinstance(loss, Tensor):
+            if not recorder.add(loss):
+                look.not_finite(inputs)
+            look.hear(inputs, recorder.rows[-1])
         return loss
-
-    def _take_batch(self, loss: Any, inputs: Any) -> None:
-        """A micro-batch has run."""
-        recorder, drawn = self.recorder, self.drawn
-        rows = drawn.pop(0) if drawn else ()
-        if isinstance(loss, Tensor) and not recorder.add(loss, rows):
-            self.closer_look.not_finite(inputs)
-        if self.heard or recorder.closely:
-            self.closer_look.hear(inputs, rows)
 
     def _get_batch_samples(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         recorder = self.recorder

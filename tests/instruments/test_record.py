@@ -20,10 +20,12 @@ def test_scalars_are_read_whatever_they_are():
 def test_a_step_of_several_micro_batches_in_the_models_unit():
     recorder = Recorder()
     for loss, row in ((2.0, 3), (4.0, 1)):
-        assert recorder.add(torch.tensor(loss), (row,))
+        recorder.drawn.append((row,))
+        assert recorder.add(torch.tensor(loss))
     recorder.norm, recorder.waiting = torch.tensor(0.5), 0.25
     recorder.take_rate(torch.optim.SGD([torch.zeros(1)], lr=1e-3))
     recorder.began = perf_counter() - 1.0
+    recorder.closely, recorder.attends = False, 3
     assert recorder.end_step(1)
     assert not recorder.add(torch.tensor(math.nan))
     assert not recorder.end_step(2)

@@ -163,7 +163,7 @@ def test_an_error_of_ours_never_stops_the_training(tmp_path, monkeypatch, caplog
     monkeypatch.setattr(recipe.recorder, "flush", breaks)
     trainer.train()
     assert trainer.state.global_step == 20
-    assert "KeyError" in recipe.report.crashed["recipe (attend)"]
+    assert "KeyError" in recipe.report.crashed["recipe (step_end)"]
 
 
 def test_pause_and_resume(tmp_path):
