@@ -181,7 +181,7 @@ def _by_kind(
     kinds: dict[str, list[int]] = {kind: [] for kind in KINDS}
     for step in range(min(AFTER, steps // 3), steps):
         kind = "heard" if step in clock.heard else "plain"
-        kind = "flush" if flushes_at(step) else "sample" if looks_at(step) else kind
+        kind = "sample" if looks_at(step) else "flush" if flushes_at(step) else kind
         kinds[kind].append(clock.spent[step])
     length = usual_of([clock.length[s] for s in range(steps // 3, steps - 1)])
     times = {kind: usual_of(spent) for kind, spent in kinds.items()}
