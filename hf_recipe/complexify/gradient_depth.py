@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from statistics import median
 from typing import Annotated, Any
 
@@ -152,13 +151,11 @@ def follow_norms(
 ) -> tuple[dict[str, Any], GradientCourse | None]:
     """Keep the first and the last eight steps; measures every 16 steps or so, and at the end."""
     state = {"first": [], "last": [], "told": 0, "step": 0, **state}
+    known = list(filter(_has_norm, window.finite))
     missing = 8 - len(state["first"])
-    first = list(islice(filter(_has_norm, window.finite), missing))
-    later = window.finite[window.finite.index(first[-1]) + 1 :] if first else window.finite
-    last = list(islice(filter(_has_norm, reversed(later)), 8))[::-1]
-    state["first"] = [*state["first"], *([s.grad_norm, s.loss] for s in first)]
-    state["last"] = [*state["last"], *([s.grad_norm, s.loss] for s in last)][-8:]
-    state["step"] = next((s.step for s in (*last[-1:], *first[-1:])), state["step"])
+    state["first"] = [*state["first"], *([s.grad_norm, s.loss] for s in known[:missing])]
+    state["last"] = [*state["last"], *([s.grad_norm, s.loss] for s in known[missing:][-8:])][-8:]
+    state["step"] = known[-1].step if known else state["step"]
     if len(state["last"]) < 8 or (state["step"] < state["told"] + 16 and not window.ended):
         return state, None
     state["told"] = state["step"]

@@ -105,7 +105,7 @@ def follow_steps(
     """Count steps that are not finite; measures at first, when it gets worse, and at the end."""
     state = {**_START, **state}
     state["steps"] += len(window.steps)
-    for step in () if _all_finite(window, state) else window.steps:
+    for step in () if _nothing_to_count(window, state) else window.steps:
         if not math.isfinite(step.loss):
             state["losses"] += 1
             if state["first_loss"] is None:
@@ -148,7 +148,7 @@ def follow_steps(
     )
 
 
-def _all_finite(window: Window, state: Mapping[str, Any]) -> bool:
+def _nothing_to_count(window: Window, state: Mapping[str, Any]) -> bool:
     """Whether there is nothing to count: the steps are well, and so was the one before."""
     norms = [step.grad_norm for step in window.steps if step.grad_norm is not None]
     well = len(window.finite) == len(window.steps) and all(map(math.isfinite, norms))

@@ -21,8 +21,8 @@ from hf_recipe.data.audio import is_audio
 from hf_recipe.data.blank import nothing_inside
 from hf_recipe.data.column_exhibits import column_tables, distributions, split_exhibits
 from hf_recipe.data.column_numbers import ColumnNumbers, Columns, column_numbers
-from hf_recipe.data.hashing import flat_array, list_parts
-from hf_recipe.data.sample import floats_of
+from hf_recipe.data.hashing import flat_array
+from hf_recipe.data.sample import vectors_of
 from hf_recipe.data.source import Source, roles_of, source_of, splits_of
 from hf_recipe.data.summaries import Summary
 from hf_recipe.data.unreadable import unreadable_files
@@ -86,9 +86,7 @@ def _still(source: Source, summary: Summary, name: str) -> dict[str, Any]:
     width = len(summary.element_low)
     if not 0 < len(places) < width or source.varies or name.endswith(TOKENS):
         return {"elements": width}
-    some = flat_array(next(source.chunks([name])).column(name))
-    values, offsets = list_parts(some.drop_null())
-    grid = floats_of(flat_array(values)).reshape(len(offsets) - 1, width)
+    grid = vectors_of(next(source.chunks([name])).column(name), width)
     others = np.delete(grid, places, axis=1)
     rare = [int(p) for p in places if (others == summary.element_low[p]).mean() < BACKGROUND]
     return {"elements": width, "still": tuple(rare)}

@@ -11,6 +11,7 @@ told of one has to stand apart by a void.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -18,7 +19,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from hf_recipe.core.check import Check, Located, Measurement, Probe, Skip, private
 from hf_recipe.core.exhibit import Table
@@ -26,9 +26,8 @@ from hf_recipe.core.finding import Fault
 from hf_recipe.data.column_exhibits import shown, take_cells
 from hf_recipe.data.column_numbers import FEW_VALUES
 from hf_recipe.data.columns import summaries_of
-from hf_recipe.data.hashing import flat_array, list_parts
 from hf_recipe.data.near_prints import MOST_PICTURES, grey_pictures
-from hf_recipe.data.sample import floats_of
+from hf_recipe.data.sample import vectors_of
 from hf_recipe.data.source import Source, roles_of, source_of, splits_of
 from hf_recipe.data.summaries import EXTREMES, Summary
 from hf_recipe.instruments.subject import Subject
@@ -134,18 +133,20 @@ def _of_elements(source: Source, summary: Summary, name: str) -> Iterator[Column
     low, high = summary.element_low, summary.element_high
     if low is None or high is None or summary.whole or not 1 < len(low) <= WIDEST_VECTOR:
         return
-    some = _grid(next(source.chunks([name])), name)[:ROWS_OF_VECTORS]
+    some = vectors_of(next(source.chunks([name])).column(name), len(low))[:ROWS_OF_VECTORS]
     if len(some) < FEWEST:
         return
-    middle = np.nanmedian(some, axis=0)
-    usual = np.nanquantile(np.abs(some - middle), 0.99, axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a place without a number has none
+        middle = np.nanmedian(some, axis=0)
+        usual = np.nanquantile(np.abs(some - middle), 0.99, axis=0)
     reach = np.maximum(high - middle, middle - low)
     far = np.flatnonzero((usual > 0) & (reach > VOID * usual))
     far = far[np.argsort(-reach[far] / usual[far], kind="stable")][:MOST_PLACES]
     found = [Summary() for _ in far]
     done = 0
     for table in source.chunks([name]) if len(far) else ():
-        grid = _grid(table, name)
+        grid = vectors_of(table.column(name), len(low))
         rows = source.rows[done : done + len(table)]
         done += len(table)
         for place, one in zip(far, found, strict=True):
@@ -163,17 +164,6 @@ def _of_elements(source: Source, summary: Summary, name: str) -> Iterator[Column
                 places=tail.places[:apart],
                 cut=False,
             )
-
-
-def _grid(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
-    """(rows, places) of a column of vectors of one length; NaN in rows that are null."""
-    array = flat_array(table.column(name))
-    values, offsets = list_parts(array)
-    there = np.diff(offsets) > 0
-    width = int(np.diff(offsets).max(initial=0))
-    grid = np.full((len(array), width), np.nan)
-    grid[there] = floats_of(flat_array(values)).reshape(-1, width)
-    return grid
 
 
 def beyond_a_void(distances: tuple[float, ...]) -> int:

@@ -316,6 +316,12 @@ def floats_of(array: pa.Array) -> Floats:
     return np.where(np.isfinite(values), values, np.nan)
 
 
+def vectors_of(column: pa.ChunkedArray, width: int) -> Floats:
+    """(rows, width) of a column of vectors of one length; rows that are null are left out."""
+    values, _ = list_parts(flat_array(column).drop_null())
+    return floats_of(flat_array(values)).reshape(-1, width)
+
+
 def _ids(array: pa.Array) -> tuple[Integers, Integers]:
     values, offsets = flat_lists(array)  # of multiple choice, all choices of a row
     return numbers(values).astype(np.int64), offsets

@@ -68,6 +68,16 @@ def move(value: Any, device: torch.device) -> Any:
     return value
 
 
+def labels_in(inputs: Any, names: Sequence[str]) -> torch.Tensor | None:
+    """The labels of a batch, detached, where it is a mapping and holds one kind of them."""
+    if not isinstance(inputs, Mapping) or len(names) != 1:
+        return None
+    labels = inputs.get(names[0])
+    if not isinstance(labels, torch.Tensor):
+        return None
+    return labels.detach() if labels.requires_grad else labels
+
+
 @dataclass(frozen=True)
 class Rows:
     """A data set seen as rows, and how they become a batch.

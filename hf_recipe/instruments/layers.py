@@ -21,7 +21,7 @@ from hf_recipe.core.check import Measurement
 ELEMENTS = 65_536
 TENSORS = 128
 EARLY = frozenset((2, 5, 10, 20, 50, 100, 200))
-EVERY, SHARE = 512, 0.01  # of a 3 ms step looks then take an eighth of that share
+EVERY, SHARE = 512, 0.01  # on a 3 ms step late looks take a seventh of that share
 OFTENEST = 10
 KEPT = 3  # samples in a measurement
 

@@ -40,7 +40,6 @@ class MarginWatch:
         rows: length of the training set.
         last_step: the step after which nothing is taken any more.
         epoch: optimizer steps of a pass over the data; 0: not known, and all are heard.
-        label: the name of the labels in a batch.
         heard: the logits of the model's forward passes since it was last emptied, two at most; to
             be emptied as a micro-batch begins: what was heard outside of one is not the run's.
 
@@ -53,14 +52,12 @@ class MarginWatch:
         self,
         rows: int,
         last_step: int,
-        label: str,
         heard: list[torch.Tensor] | None = None,
         epoch: int = 0,
     ) -> None:
         self.stride = -(-rows // MOST_ROWS) or 1
         size = -(-rows // self.stride)
         self.last_step = last_step
-        self.label = label
         self.epoch = epoch
         self.heard = heard if heard is not None else []
         self.reason = ""
@@ -106,22 +103,20 @@ class MarginWatch:
         """The next step from which `hears` may say otherwise; None: it never will."""
         if step > self.last_step or self.reason:
             return None
-        nth = (step - 1) // self.epoch + 1 if self.epoch else 0
-        return min(nth * self.epoch, self.last_step) + 1 if nth else self.last_step + 1
+        if not self.epoch:
+            return self.last_step + 1
+        passes = max(EPOCHS, (step - 1) // self.epoch + 1)
+        return min(passes * self.epoch, self.last_step) + 1
 
     def step_begins(self, step: int, model: nn.Module) -> None:
         """Step `step` is next, from which `model` may be heard, or not any more."""
         if self.hears(step) != self.listening:
             self.disarm() if self.listening else self.arm(model)
 
-    def add(self, inputs: Any, rows: Sequence[int]) -> None:
-        """One micro-batch has run: its `inputs`, and its `rows` in the same order."""
+    def add(self, labels: Any, rows: Sequence[int]) -> None:
+        """One micro-batch has run: `labels` of its `rows`, in order."""
         logits = tuple(self.heard)
         self.heard.clear()
-        try:
-            labels = inputs[self.label]
-        except (KeyError, TypeError, IndexError):
-            labels = None
         if not self._seen:
             self.reason = _unsuited(logits, labels, rows)
             if self.reason:

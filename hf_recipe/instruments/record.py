@@ -1,8 +1,8 @@
 """The recorder: what every step really was, kept on the device and read out together.
 
-Losses and norms stay tensors until a flush, which reads them with one copy and, on several
-processes, averages them with one collective. Flushes fall on fixed step numbers, so that all
-ranks flush together and a step never waits for the host.
+On an accelerator losses and norms stay tensors until a flush, which reads them with one copy and,
+on several processes, averages them with one collective. Flushes fall on fixed step numbers, so
+that all ranks flush together and a step never waits for the host.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _Done = tuple[int, list[Scalar], Scalar | None, float, list[Rows], float, float]
 
 @dataclass
 class Recorder:
-    """Collects one run's steps. `active` False makes every method return at once.
+    """Collects one run's steps; none ends while `active` is False.
 
     What runs at every step is written to touch few objects: after a step of the model the caches
     are cold, and each new object that is looked at costs more than what is done with it.

@@ -25,7 +25,7 @@ from hf_recipe.data.suspect_label import LabelSuspects, weigh
 from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.activations import ActivationUnits, ActivationWatch
 from hf_recipe.instruments.answers import Answers
-from hf_recipe.instruments.batches import has_rows
+from hf_recipe.instruments.batches import has_rows, labels_in
 from hf_recipe.instruments.distributed import from_rank_0, world_size
 from hf_recipe.instruments.layers import (
     LayerSamples,
@@ -137,9 +137,7 @@ class CloserLook:
             return None
         epoch = plan.steps_per_epoch if plan is not None else 0
         half = max(plan.total_steps // 2, EPOCHS * epoch) if plan is not None else 0
-        names = self.trainer.label_names
-        label = names[0] if len(names) == 1 else ""
-        watch = MarginWatch(len(data), half, label, self.heard, epoch)
+        watch = MarginWatch(len(data), half, self.heard, epoch)
         watch.arm(model)
         return watch
 
@@ -222,7 +220,7 @@ class CloserLook:
     def hear(self, inputs: Any, rows: tuple[int, ...]) -> None:
         """A micro-batch of these rows has run."""
         if self.margins is not None and self.margins.listening:
-            self.margins.add(inputs, rows)
+            self.margins.add(labels_in(inputs, self.trainer.label_names), rows)
 
     def micro_batch(self, inputs: Any) -> None:
         """A micro-batch is about to run."""

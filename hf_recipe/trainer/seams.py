@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from hf_recipe.instruments.answers import Answers, AnswerSheet
+from hf_recipe.instruments.batches import labels_in
 from hf_recipe.instruments.distributed import from_all_ranks
 from hf_recipe.instruments.record import RowRecorder
 from hf_recipe.instruments.row_losses import row_losses
@@ -275,7 +276,7 @@ class Seams:
             if loader is not self.evaluation.loader:
                 self.evaluation.start(loader)
                 self.evaluation.sheet.wanted = self.closer_look.recounts()
-            labels = _labels(inputs, self.trainer.label_names)
+            labels = labels_in(inputs, self.trainer.label_names)
             seen: list[Any] = []
             hook = model.register_forward_hook(lambda _m, _a, outputs: seen.append(outputs))
             try:
@@ -308,12 +309,3 @@ def _host(losses: list[Tensor]) -> list[float]:
 def _length(loader: Any) -> int | None:
     dataset: Any = getattr(loader, "dataset", None)
     return len(dataset) if hasattr(dataset, "__len__") else None
-
-
-def _labels(inputs: Any, names: list[str]) -> Any:
-    if not isinstance(inputs, Mapping) or len(names) != 1:
-        return None
-    labels = inputs.get(names[0])
-    if not isinstance(labels, Tensor):
-        return None
-    return labels.detach() if labels.requires_grad else labels

@@ -40,10 +40,12 @@ class Watch:
         """
         split = window.evaluation.split if window.evaluation is not None else ""
         self._held += window.steps
+        if not (self._held or window.ended or window.evaluation is not None):
+            return
         settle |= step <= LATE or len(self._held) >= PATIENCE or window.ended
-        together = replace(window, steps=tuple(self._held)) if settle else None
-        if settle:
-            self._held = []
+        together = None
+        if settle and window.evaluation is None:
+            together, self._held = replace(window, steps=tuple(self._held)), []
         for name, monitor in MONITORS.items():
             given = together if monitor.patient and window.evaluation is None else window
             if given is None or name in self._dropped:

@@ -201,29 +201,29 @@ class Fixed(torch.nn.Module):
 
 
 def test_margins_are_kept_by_row_over_the_first_half():
-    model, watch = Fixed().train(), MarginWatch(4, 2, "labels")
+    model, watch = Fixed().train(), MarginWatch(4, 2)
     watch.restore({**watch.state(), "contradicted": 0.0})  # a run that knows by now
     watch.arm(model)
     logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 0.0, 5.0]], requires_grad=True)
     for step, rows in ((1, (3, 1)), (2, (3, 1)), (3, (0, 2))):
         watch.step_begins(step, model)
         model(logits)
-        watch.add({"labels": torch.tensor([0, 1])}, rows)
+        watch.add(torch.tensor([0, 1]), rows)
     watch.flush()
     assert watch.scores().tolist()[1::2] == [-5.0, 1.0]
     assert np.isnan(watch.scores()[[0, 2]]).all()
     assert watch.others.tolist() == [0, 2, 0, 2]
-    later = MarginWatch(4, 2, "labels")
+    later = MarginWatch(4, 2)
     later.restore(watch.state())
     assert later.scores().tolist()[1::2] == [-5.0, 1.0]
-    other = MarginWatch(5, 2, "labels")
+    other = MarginWatch(5, 2)
     other.restore(watch.state())
     assert not other.counts.any()
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])
 def test_the_first_passes_are_heard_and_then_every_second(epoch):
-    watch = MarginWatch(4, 60, "labels", epoch=epoch)
+    watch = MarginWatch(4, 60, epoch=epoch)
     heard = [step for step in range(1, 100) if watch.hears(step)]
     if epoch == 7:
         passes = (0, 1, 2, 4, 6, 8)
@@ -241,12 +241,12 @@ def test_the_first_passes_are_heard_and_then_every_second(epoch):
 
 
 def test_row_numbers_that_drift_are_not_believed():
-    model, watch = Fixed().train(), MarginWatch(8, 100, "labels")
+    model, watch = Fixed().train(), MarginWatch(8, 100)
     watch.arm(model)
     draw = np.random.default_rng(0)
     for _ in range(20):
         model(torch.randn(8, 3, requires_grad=True))
-        watch.add({"labels": torch.arange(8) % 3}, tuple(int(i) for i in draw.permutation(8)))
+        watch.add(torch.arange(8) % 3, tuple(int(i) for i in draw.permutation(8)))
         watch.flush()
     assert "row numbers" in watch.reason
 
@@ -261,8 +261,8 @@ def test_row_numbers_that_drift_are_not_believed():
     ],
 )
 def test_what_has_no_margin_is_named(logits, labels, rows, word):
-    model, watch = Fixed().train(), MarginWatch(8, 100, "labels")
+    model, watch = Fixed().train(), MarginWatch(8, 100)
     watch.arm(model)
     model(logits.requires_grad_())
-    watch.add({"labels": labels}, rows)
+    watch.add(labels, rows)
     assert word in watch.reason

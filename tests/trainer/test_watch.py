@@ -1,6 +1,7 @@
 """Monitors that see every flush, and those that wait: none misses a step, none sees one twice."""
 
-import math
+import copy
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -9,13 +10,14 @@ from transformers import Trainer, TrainerCallback
 
 import hf_recipe
 from hf_recipe.catalogue import MONITORS
+from hf_recipe.complexify import loss_spikes
 from hf_recipe.complexify.loss_spikes import follow_spikes
 from hf_recipe.core.config import Settings
 from hf_recipe.examiner import Examiner
 from hf_recipe.instruments.layers import interval_of, looks_after, looks_at
 from hf_recipe.instruments.record import flushes_after, flushes_at
 from hf_recipe.instruments.window import Evaluation, Step, Window
-from hf_recipe.trainer.watch import PATIENCE, Watch
+from hf_recipe.trainer.watch import Watch
 from tests.models import arguments, bert, words
 
 
@@ -25,17 +27,12 @@ def test_the_next_flush_is_the_next_that_is_named():
         assert flushes_after(step) == next(each for each in named if each > step)
 
 
-def steps_seen(monkeypatch, steps, *, evaluate_at=()):
-    """By monitor: the steps it was given in a run of `steps`, flushed as the Trainer's would be."""
+def windows_seen(monkeypatch, steps, *, evaluate_at=()):
+    """By monitor: the windows it was given in a run of `steps`, flushed as the Trainer's are."""
     seen = {name: [] for name in MONITORS}
 
     def spy(name):
-        def fold(state, window, latest):
-            seen[name] += [step.step for step in window.steps]
-            seen[name] += ["evaluation"] if window.evaluation is not None else []
-            return state, None
-
-        return fold
+        return lambda state, window, latest: (seen[name].append(window) or state, None)
 
     for name, monitor in MONITORS.items():
         monkeypatch.setitem(vars(monitor), "fold", spy(name))
@@ -53,45 +50,64 @@ def steps_seen(monkeypatch, steps, *, evaluate_at=()):
 
 
 def test_every_monitor_sees_every_step_once_and_in_order(monkeypatch):
-    evaluations = (700, 1500)
+    evaluations = (300, 700, 1500)
     expected = [
         item
         for step in range(1, 3001)
         for item in ((step, "evaluation") if step in evaluations else (step,))
     ]
-    seen = steps_seen(monkeypatch, 3000, evaluate_at=evaluations)
-    assert len(seen) == len(MONITORS) > 10
-    assert all(given == expected for given in seen.values())
-    assert {m.patient for m in MONITORS.values()} == {True, False}
+    windows = windows_seen(monkeypatch, 3000, evaluate_at=evaluations)
+    assert len(windows) == len(MONITORS) > 10
+    for received in windows.values():
+        seen = []
+        for window in received:
+            seen += [step.step for step in window.steps]
+            seen += ["evaluation"] if window.evaluation is not None else []
+        assert seen == expected
 
 
-def test_the_patient_wait_no_longer_than_they_should(monkeypatch):
-    seen = steps_seen(monkeypatch, 600)
-    assert PATIENCE == 512
-    assert all(given == list(range(1, 601)) for given in seen.values())
+def test_the_patient_are_given_many_flushes_together(monkeypatch):
+    windows = windows_seen(monkeypatch, 3000, evaluate_at=(1500,))
+    ends = {
+        name: [w.steps[-1].step for w in received if w.steps and w.steps[-1].step > 512]
+        for name, received in windows.items()
+    }
+    every = [*range(576, 1500, 64), 1500, *range(1536, 3000, 64), 3000]
+    together = [1024, 1500, 2048, 2560, 3000]  # no more than 512 and a flush, or an evaluation
+    for name, monitor in MONITORS.items():
+        assert ends[name] == (together if monitor.patient else every), name
+    assert {monitor.patient for monitor in MONITORS.values()} == {True, False}
 
 
-@given(st.lists(st.floats(0.1, 9.0), min_size=40, max_size=90), st.integers(1, 20))
-def test_a_quiet_window_says_of_spikes_what_its_steps_say(losses, size):
-    """However the steps are cut into windows that hold no rise, the highest rise is the same."""
-    flat = [5.0 + 0.01 * ((-1) ** i) for i in range(32)]
-    start, _ = follow_spikes({}, Window(tuple(Step(i, x, 1e-3) for i, x in enumerate(flat))), {})
-    steps = [Step(32 + i, 5.0 + 0.001 * x, 1e-3) for i, x in enumerate(losses)]
-    whole, spikes = follow_spikes(dict(start), Window(tuple(steps)), {})
-    assert spikes is None
-    assert whole["open"] is None
-    by_hand = max((s.loss - 5.0) / noise_at_start(flat) for s in steps)
-    assert whole["highest"] == pytest.approx(max(by_hand, start["highest"]), rel=1e-6)
-    assert whole["rates"] == [1e-3] * 8
-    assert whole["steps"] == 32 + len(steps)
-    assert len(Window(tuple(steps[:size])).finite) == min(size, len(steps))
+def test_an_evaluation_with_no_step_before_it_is_no_window_of_steps(monkeypatch):
+    seen = windows_seen(monkeypatch, 0)
+    assert {len(received) for received in seen.values()} == {1}  # the end
+    watch = Watch(Examiner(Settings.resolve({}, checks={})))
+    watch.begin({})
+    watch.fold(Window(), 0, settle=True)
+    assert {len(received) for received in seen.values()} == {1}
 
 
-def noise_at_start(flat):
-    return 1.4826 * (flat[0] - flat[1]) / math.sqrt(2)
+@given(st.lists(st.floats(0.1, 9.0), min_size=1, max_size=90), st.sampled_from([0.01, 1.0]))
+def test_the_short_way_past_a_quiet_window_leads_to_the_same_state(losses, height):
+    flat = tuple(Step(i, 5.0 + 0.01 * (-1) ** i, 1e-3) for i in range(32))
+    start, _ = follow_spikes({}, Window(flat), {})
+    window = Window(tuple(Step(32 + i, 5.0 + height * x, 1e-3) for i, x in enumerate(losses)))
+    short = follow_spikes(copy.deepcopy(start), window, {})
+    with mock.patch.object(loss_spikes, "_is_quiet", return_value=False):
+        long = follow_spikes(copy.deepcopy(start), window, {})
+    assert short == long
 
 
-class Looks(TrainerCallback):
+def trainer_of(folder, steps, kind=Trainer, **changes):
+    return kind(
+        model=bert(num_hidden_layers=1),
+        args=arguments(folder, max_steps=steps, **changes),
+        train_dataset=words(),
+    )
+
+
+class SetsTheRate(TrainerCallback):
     """Sets the rate by hand, in the last moment before the update."""
 
     def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
@@ -110,12 +126,10 @@ class OwnLoop(Trainer):
 def test_a_step_begins_once_and_its_rate_is_the_one_it_was_taken_with(
     tmp_path, kind, with_callback
 ):
-    trainer = kind(
-        model=bert(num_hidden_layers=1),
-        args=arguments(tmp_path, max_steps=12, gradient_accumulation_steps=2),
-        train_dataset=words(),
-        callbacks=[hf_recipe.RecipeCallback(), Looks()] if with_callback else [Looks()],
-    )
+    trainer = trainer_of(tmp_path, 12, kind, gradient_accumulation_steps=2)
+    if with_callback:
+        trainer.add_callback(hf_recipe.RecipeCallback())
+    trainer.add_callback(SetsTheRate())
     recipe = hf_recipe.attach(trainer)
     began, updates = [], []
     begins, updated = recipe.closer_look.step_begins, recipe.closer_look.before_update
@@ -137,11 +151,7 @@ def test_a_step_begins_once_and_its_rate_is_the_one_it_was_taken_with(
 
 def test_what_was_detached_records_nothing_more(tmp_path):
     """Who wraps a method after us keeps our wrapper alive."""
-    trainer = Trainer(
-        model=bert(num_hidden_layers=1),
-        args=arguments(tmp_path, max_steps=12),
-        train_dataset=words(),
-    )
+    trainer = trainer_of(tmp_path, 12)
     recipe = hf_recipe.attach(trainer)
     inner = trainer.training_step
     trainer.training_step = lambda *args, **kwargs: inner(*args, **kwargs)
@@ -159,11 +169,7 @@ def test_what_was_detached_records_nothing_more(tmp_path):
 
 
 def test_what_passes_while_paused_is_no_step(tmp_path):
-    trainer = Trainer(
-        model=bert(num_hidden_layers=1),
-        args=arguments(tmp_path, max_steps=40),
-        train_dataset=words(),
-    )
+    trainer = trainer_of(tmp_path, 40)
     recipe = hf_recipe.attach(trainer)
     data = trainer.train_dataset
 
@@ -199,11 +205,7 @@ def test_how_often_weights_are_looked_at_follows_the_share_that_is_allowed(tmp_p
     assert named == sorted({2, 5, 10, 20, 50, 100, 200, *range(150, 2000, 150)})
     for step in range(1800):
         assert looks_after(step, 150) == next(each for each in named if each > step)
-    trainer = Trainer(
-        model=bert(num_hidden_layers=1),
-        args=arguments(tmp_path, max_steps=48),
-        train_dataset=words(),
-    )
+    trainer = trainer_of(tmp_path, 48)
     recipe = hf_recipe.attach(trainer, overhead=0.32)
     trainer.train()
     assert recipe.report.crashed == {}
